@@ -1,0 +1,141 @@
+"""Every error this program raises on purpose, as a tree, with the exit code each one ends a command with.
+
+::
+
+    SupervisorError            1   the operation failed
+    ├── ConfigError           78   a setting has a value that cannot work
+    ├── EnvelopeInvalid        2   a task that cannot be accepted as it is
+    ├── DuplicateTask          1   the id is taken by a different task
+    ├── QueueFull             75   a bound or the disk says: try again later
+    ├── QueueUnsafe           78   others could put code into this queue
+    ├── QueueMissing           4   there is no queue here
+    ├── TaskNotFound           4
+    ├── TaskFailed             1   the task ended in failed/
+    ├── NotRunning             3   no supervisor serves this queue on this host
+    ├── AlreadyRunning        75   another supervisor of this host serves this queue
+    ├── ServiceUnavailable    69   a class or a service cannot work
+    └── WaitTimeout            5   the deadline of a wait passed (also a TimeoutError)
+
+A message names the thing, the value, and what to do or what happens next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class SupervisorError(Exception):
+    """Something this program was asked to do did not happen."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(SupervisorError):
+    """A setting has a value that cannot work."""
+
+    exit_code = 78
+
+    def __init__(self, name: str, value: object, expected: str) -> None:
+        super().__init__(f"{name}={value!r}: expected {expected}")
+        self.name, self.value, self.expected = name, value, expected
+
+
+class EnvelopeInvalid(SupervisorError):
+    """A task cannot be accepted as it is: ``where`` is the place, ``reason`` what is wrong there."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where, self.reason = where, reason
+
+
+class DuplicateTask(SupervisorError):
+    """The id belongs to another task already, which lies in ``state``."""
+
+    def __init__(self, task_id: str, state: str) -> None:
+        super().__init__(
+            f"task {task_id!r} is {state} already, with different content; choose another id, "
+            f"or remove the record of the old one with 'dspy-supervisor queue gc'"
+        )
+        self.task_id, self.state = task_id, state
+
+
+class QueueFull(SupervisorError):
+    """The queue takes nothing more for now; what it accepted before is safe."""
+
+    exit_code = 75
+
+    def __init__(self, what: str, value: int, bound: int) -> None:
+        super().__init__(f"queue full: {what} is {value}, the bound is {bound}; try again later")
+        self.what, self.value, self.bound = what, value, bound
+
+
+class QueueUnsafe(SupervisorError):
+    """Someone else could put code into this queue: who may write the folder may run programs."""
+
+    exit_code = 78
+
+
+class QueueMissing(SupervisorError):
+    """The folder is not there, or is no queue."""
+
+    exit_code = 4
+
+
+class TaskNotFound(SupervisorError):
+    """No task of this id is in the queue."""
+
+    exit_code = 4
+
+    def __init__(self, task_id: str, where: object) -> None:
+        super().__init__(f"no task {task_id!r} in {where}")
+        self.task_id = task_id
+
+
+class TaskFailed(SupervisorError):
+    """The task ended in failed/; ``record`` is all that is known, ``remote_traceback`` the handler's, if it had one."""
+
+    def __init__(self, task_id: str, record: Mapping[str, Any]) -> None:
+        error = record.get("error")
+        facts: Mapping[str, Any] = error if isinstance(error, Mapping) else {}
+        self.task_id, self.record = task_id, record
+        self.cause = str(facts.get("cause", "unknown"))
+        self.remote_traceback = str(facts.get("traceback") or "")
+        text = f"task {task_id} failed ({self.cause}): {facts.get('message', 'no message')}"
+        if self.remote_traceback:
+            text += f"\n\nin the worker:\n{self.remote_traceback}"
+        super().__init__(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (TaskFailed, (self.task_id, self.record))
+
+
+class NotRunning(SupervisorError):
+    """No supervisor serves this queue on this host."""
+
+    exit_code = 3
+
+
+class AlreadyRunning(SupervisorError):
+    """Another supervisor of this host serves this queue."""
+
+    exit_code = 75
+
+
+class ServiceUnavailable(SupervisorError):
+    """A class or a service cannot work; the message says which and why."""
+
+    exit_code = 69
+
+
+class WaitTimeout(SupervisorError, TimeoutError):
+    """The deadline of a wait passed; the task itself goes on."""
+
+    exit_code = 5
