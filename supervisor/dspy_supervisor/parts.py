@@ -1,0 +1,131 @@
+"""The socket a handler fits into: the task it gets, what it may return and raise, and how it is found by name.
+
+A handler is any callable that takes a :class:`Task` and returns JSON (or a coroutine of it)::
+
+    def count_words(task):
+        return {"words": len(task.payload["text"].split())}
+
+It is named ``module:function`` in the configuration. Whatever it raises fails the attempt; three errors say more:
+:class:`TaskRefused` (never again), :class:`Retry` (again, not before) and :class:`HandlerFailure` (with its cause).
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import stat
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import orjson
+
+from .errors import ConfigError
+from .task import MAX_TIMEOUT_S, Cause
+
+if TYPE_CHECKING:
+    from dspy_fastpath.envelope import Fields
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+
+_UNREAD: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One attempt of one task, as its handler sees it."""
+
+    id: str
+    task_class: str
+    kind: str | None
+    attempt: int  #: 0 for the first; hand it to outside systems, so that they can refuse an older one
+    crashes: int  #: of the attempts before this one, how many ended in the death of the worker
+    timeout_s: float | None
+    raw: bytes  #: the payload as it was written, valid JSON
+    fields: Fields  #: what the envelope says beside the payload
+    envelope: bytes  #: the whole file
+    folder: Path  #: where output of this task may be kept; made by output_folder()
+    deadline: float | None  #: time.monotonic() at which the attempt is ended from outside
+    _payload: Any = field(default=_UNREAD, init=False, repr=False, compare=False)
+
+    @property
+    def payload(self) -> Any:
+        """The payload as Python objects, parsed once: who changes it, changes it for this attempt only."""
+        if self._payload is _UNREAD:
+            object.__setattr__(self, "_payload", orjson.loads(self.raw))
+        return self._payload
+
+    def output_folder(self) -> Path:
+        """Return the folder for files of this task, which is there now.
+
+        Raises NotADirectoryError where a link or a file took its name: nothing outside the queue is written.
+        """
+        try:
+            _make_folder(self.folder)
+        except FileNotFoundError:
+            self.folder.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            _make_folder(self.folder)
+        return self.folder
+
+
+Handler: TypeAlias = Callable[[Task], "JSON | Awaitable[JSON]"]
+
+
+class TaskRefused(Exception):
+    """A handler raises this where the task can never succeed: it goes to failed/ and is not tried again."""
+
+
+class Retry(Exception):
+    """A handler raises this to be called again, not before delay_s; the attempt counts, and their bound holds.
+
+    delay_s: seconds, or None for the usual back-off.
+    """
+
+    def __init__(self, message: str = "the handler asked for another attempt", delay_s: float | None = None) -> None:
+        super().__init__(message)
+        if delay_s is not None and not (math.isfinite(delay_s) and 0 <= delay_s <= MAX_TIMEOUT_S):
+            raise ValueError(f"delay_s={delay_s!r}: expected seconds from 0 to {MAX_TIMEOUT_S:.0f}")
+        self.delay_s = delay_s
+
+
+class HandlerFailure(Exception):
+    """An attempt failed for a known cause; details is JSON that goes into the record beside it."""
+
+    def __init__(self, cause: Cause, message: str, details: Mapping[str, JSON] | None = None) -> None:
+        super().__init__(message)
+        self.cause, self.message, self.details = cause, message, dict(details or {})
+
+
+def load(name: str) -> Handler:
+    """Import what ``module:function`` names.
+
+    Raises ConfigError that names the part that is missing, wrong or broken.
+    """
+    module_name, colon, qualname = name.partition(":")
+    if not colon or not all(part.isidentifier() for part in [*module_name.split("."), *qualname.split(".")]):
+        raise ConfigError("handler", name, "module:function, for example 'tools.text:count_words'")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as exc:  # a module runs its author's code when it is imported
+        raise ConfigError(
+            "handler", name, f"a module {module_name!r} that can be imported, not {type(exc).__name__}: {exc}"
+        ) from exc
+    where = module_name
+    for part in qualname.split("."):
+        if not hasattr(found, part):
+            raise ConfigError("handler", name, f"{part!r} to be defined in {where}")
+        found, where = getattr(found, part), f"{where}.{part}"
+    if not callable(found):
+        raise ConfigError("handler", name, f"something that can be called, not {type(found).__name__}")
+    handler: Handler = found
+    return handler
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o750)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise NotADirectoryError(20, "a link or a file has the name of this task's folder", str(path)) from None
