@@ -1,4 +1,4 @@
-from typing import final
+from typing import Never, final
 
 from dspy_fastpath.envelope import Fields
 
@@ -10,6 +10,7 @@ class Refused(Exception):
 
 @final
 class File:
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...  # comes from read()
     @property
     def data(self) -> bytes: ...
     @property
@@ -21,6 +22,7 @@ class File:
 
 @final
 class Claimed:
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...  # comes from claim() or peek()
     @property
     def data(self) -> bytes: ...
     @property

@@ -1,0 +1,106 @@
+from collections.abc import Iterable
+from enum import IntEnum
+from os import PathLike
+from types import TracebackType
+from typing import NamedTuple, Never, Self, final
+
+class Counter(IntEnum):
+    CLAIMED = 0
+    DONE = 1
+    FAILED = 2
+    RETRIED = 3
+    RESTARTS = 4
+    REFUSED = 5
+
+class Gauge(IntEnum):
+    PENDING = 0
+    INFLIGHT = 1
+    LIMIT = 2
+    WORKERS = 3
+    STATE = 4
+    LIMIT_REASON = 5
+    DELAYED = 6
+
+class Global(IntEnum):
+    SWEEPS = 0
+    OVERFLOWS = 1
+    LOST_WATCHES = 2
+    DRIFT = 3
+    FSYNCS = 4
+    QUARANTINED = 5
+    UNSCANNED = 6
+    TOTAL_PENDING = 7
+    MAX_PENDING = 8
+
+class Histogram(IntEnum):
+    WAIT = 0
+    RUN = 1
+
+class SlotState(IntEnum):
+    EMPTY = 0
+    STARTING = 1
+    IDLE = 2
+    BUSY = 3
+    STOPPING = 4
+
+class SlotView(NamedTuple):
+    pid: int
+    incarnation: int
+    klass: int
+    state: int
+    start_ns: int
+    deadline_ns: int
+    tasks: int
+    name: bytes
+
+class GpuView(NamedTuple):
+    uuid: bytes
+    values: tuple[float, ...]
+    at: float
+
+def bounds() -> list[float]: ...
+
+@final
+class Page:
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...  # comes from create() or attach()
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def queue_id(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def heartbeat_ns(self) -> int: ...
+    @classmethod
+    def create(
+        cls, path: str | bytes | PathLike[str] | PathLike[bytes], queue_id: str, classes: Iterable[str], slots: int
+    ) -> Self: ...
+    @classmethod
+    def attach(cls, path: str | bytes | PathLike[str] | PathLike[bytes], writable: bool = False) -> Self: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def close(self) -> None: ...
+    def beat(self) -> None: ...
+    def add(self, klass: int, counter: int, n: int = 1) -> None: ...
+    def counter(self, klass: int, counter: int) -> int: ...
+    def set(self, klass: int, gauge: int, value: int) -> None: ...
+    def gauge(self, klass: int, gauge: int) -> int: ...
+    def fail(self, klass: int, cause: int) -> None: ...
+    def failures(self, klass: int) -> list[int]: ...
+    def add_global(self, number: int, n: int = 1) -> None: ...
+    def set_global(self, number: int, value: int) -> None: ...
+    def get_global(self, number: int) -> int: ...
+    def observe(self, klass: int, which: int, seconds: float) -> None: ...
+    def histogram(self, klass: int, which: int) -> tuple[list[int], float]: ...
+    def slot_set(self, slot: int, pid: int, incarnation: int, klass: int, state: int) -> None: ...
+    def slot_begin(self, slot: int, start_ns: int, deadline_ns: int, name: bytes) -> None: ...
+    def slot_end(self, slot: int) -> None: ...
+    def slot(self, slot: int) -> SlotView: ...
+    def gpu_write(self, gpu: int, uuid: bytes, values: tuple[float, ...], at: float) -> None: ...
+    def gpu_read(self, gpu: int) -> GpuView | None: ...
