@@ -6,6 +6,8 @@
         {"put": [us...], "start": [us...], "seen": [us...]}     since before the producer's first system call
     python -m bench.play NAME FOLDER drain --tasks N --workers W [--sync]
         {"tasks": N, "seconds": S}                              between the first and the last start of a handler
+    python -m bench.play NAME FOLDER put --tasks N [--sync]
+        {"tasks": N, "seconds": S}                              to hand them all in, no worker running
 """
 
 from __future__ import annotations
@@ -14,14 +16,24 @@ import argparse
 import json
 import os
 import time
+from importlib import import_module
 from pathlib import Path
 
 from bench import rivals
+from bench.player import Player
 
 WARM_UP = 10
+OURS = {"ours": "bench.ours:Ours"}
 
 
-def measure_latency(player: rivals.Rival, tasks: int, interval_s: float, seconds: float) -> dict[str, list[float]]:
+def load(name: str) -> type[Player]:
+    """Return the class of a player; ImportError where this Python is not the one that has it."""
+    module, _, attribute = OURS.get(name, f"bench.rivals.{rivals.MODULES.get(name)}").partition(":")
+    player: type[Player] = getattr(import_module(module), attribute)
+    return player
+
+
+def measure_latency(player: Player, tasks: int, interval_s: float, seconds: float) -> dict[str, list[float]]:
     """Return the latency in us of up to so many tasks, one at a time, in so many seconds."""
     player.start(1)
     begun = time.monotonic()
@@ -40,7 +52,7 @@ def measure_latency(player: rivals.Rival, tasks: int, interval_s: float, seconds
     }
 
 
-def measure_drain(player: rivals.Rival, tasks: int, workers: int) -> dict[str, float]:
+def measure_drain(player: Player, tasks: int, workers: int) -> dict[str, float]:
     """Return how long a backlog took."""
     player.fill(tasks)
     player.start(workers)
@@ -50,12 +62,19 @@ def measure_drain(player: rivals.Rival, tasks: int, workers: int) -> dict[str, f
     return {"tasks": tasks, "seconds": (max(starts) - min(starts)) / 1e9 * tasks / (tasks - 1)}
 
 
+def measure_put(player: Player, tasks: int) -> dict[str, float]:
+    """Return how long it took to hand in a backlog."""
+    begun = time.monotonic()
+    player.fill(tasks)
+    return {"tasks": tasks, "seconds": time.monotonic() - begun}
+
+
 def main() -> None:
     """Measure what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("what", choices=["latency", "drain"])
+    parser.add_argument("what", choices=["latency", "drain", "put"])
     parser.add_argument("--tasks", type=int, default=0, help="0: as many as take about a second")
     parser.add_argument("--interval", type=float, default=0.003, metavar="S")
     parser.add_argument("--seconds", type=float, default=5.0)
@@ -64,12 +83,15 @@ def main() -> None:
     options = parser.parse_args()
     answer = os.dup(1)
     os.dup2(2, 1)  # what players print for people is not for our reader
-    play = rivals.load(options.name)
+    play = load(options.name)
+    found: dict[str, list[float]] | dict[str, float]
     with play(options.folder, options.sync) as player:
         if options.what == "latency":
             found = measure_latency(player, options.tasks or 200, options.interval, options.seconds)
-        else:
+        elif options.what == "drain":
             found = measure_drain(player, options.tasks or play.backlog, options.workers)
+        else:
+            found = measure_put(player, options.tasks or play.backlog)
     with os.fdopen(answer, "w") as out:
         json.dump(found, out)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from celery import Celery
 
 from bench.handlers import stamp
-
-from . import PAYLOAD, TIMEOUT_S, Call, wait_until
-from .redis_server import SOCKET, RedisRival
+from bench.player import PAYLOAD, TIMEOUT_S, Call, wait_until
+from bench.rivals.redis_server import SOCKET, RedisRival
 
 
 def make(socket: str) -> tuple[Celery, object]:
@@ -40,7 +38,7 @@ class CeleryRedis(RedisRival):
         self.run(
             *(self.script("celery"), "-A", "bench.rivals.celery_redis:app", "worker", "-P", "prefork"),
             *("-c", str(workers), "-l", "ERROR", "--without-gossip", "--without-mingle", "--without-heartbeat"),
-            env={"BENCH_REDIS": self.socket, "PYTHONPATH": os.getcwd()},  # noqa: PTH109
+            env={"BENCH_REDIS": self.socket},
         )
 
     def call(self) -> Call:

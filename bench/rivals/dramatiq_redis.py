@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import dramatiq
@@ -11,9 +10,8 @@ from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 
 from bench.handlers import stamp
-
-from . import PAYLOAD, TIMEOUT_S, Call
-from .redis_server import SOCKET, RedisRival
+from bench.player import PAYLOAD, TIMEOUT_S, Call
+from bench.rivals.redis_server import SOCKET, RedisRival
 
 
 def make(socket: str) -> dramatiq.Actor:
@@ -40,7 +38,7 @@ class DramatiqRedis(RedisRival):
     def start(self, workers: int) -> None:
         self.run(
             *(self.script("dramatiq"), "bench.rivals.dramatiq_redis", "-p", str(workers), "-t", "1"),
-            env={"BENCH_REDIS": self.socket, "PYTHONPATH": os.getcwd()},  # noqa: PTH109
+            env={"BENCH_REDIS": self.socket},
         )
 
     def call(self) -> Call:

@@ -16,8 +16,7 @@ import orjson
 from inotify_simple import INotify, flags
 
 from bench.handlers import stamp
-
-from . import PAYLOAD, Call, Rival, wait_until
+from bench.player import PAYLOAD, Call, Player, wait_until
 
 
 def write(folder: Path, name: str, content: bytes, sync: bool) -> None:
@@ -28,7 +27,7 @@ def write(folder: Path, name: str, content: bytes, sync: bool) -> None:
         if sync:
             file.flush()
             os.fsync(file.fileno())
-    os.rename(temporary, folder / name)  # noqa: PTH104  # what one would write for speed
+    os.rename(temporary, folder / name)  # what one would write for speed
 
 
 def sync_folder(folder: Path) -> None:
@@ -40,7 +39,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class InotifySimple(Rival):
+class InotifySimple(Player):
     """The loop, woken by inotify-simple."""
 
     wake = "inotify-simple"
@@ -87,7 +86,7 @@ class InotifySimple(Rival):
 
     def finish(self) -> list[int]:
         def ready() -> bool:
-            return sum(not name.startswith(".") for name in os.listdir(self.done)) >= self.filled  # noqa: PTH208
+            return sum(not name.startswith(".") for name in os.listdir(self.done)) >= self.filled
 
         time.sleep(0.2)  # a listing in the middle would cost the worker more than this costs anyone
         wait_until(ready, "the folder loop did not finish")
@@ -104,7 +103,7 @@ def run_one(folder: Path, name: str, sync: bool) -> None:
     """Claim, run and finish one task, unless another worker has it."""
     claimed = folder / "claimed" / name
     try:
-        os.rename(folder / "pending" / name, claimed)  # noqa: PTH104
+        os.rename(folder / "pending" / name, claimed)
     except FileNotFoundError:
         return
     task = orjson.loads(claimed.read_bytes())
@@ -141,7 +140,7 @@ def watch_pyinotify(pending: Path) -> Callable[[], list[str]]:
 def work(folder: Path, wake: str, sync: bool, worker: int, workers: int) -> None:
     """The life of one worker: what is there, its own share first, then what comes."""
     wait = (watch_pyinotify if wake == "pyinotify" else watch_simple)(folder / "pending")
-    while names := sorted(name for name in os.listdir(folder / "pending") if name[0] != "."):  # noqa: PTH208
+    while names := sorted(name for name in os.listdir(folder / "pending") if name[0] != "."):
         for name in names[worker::workers] or names:  # each its share, then what the others left
             run_one(folder, name, sync)
     while True:

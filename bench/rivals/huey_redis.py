@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from huey import RedisHuey
 
 from bench.handlers import stamp
-
-from . import PAYLOAD, TIMEOUT_S, Call, wait_until
-from .redis_server import SOCKET, RedisRival
+from bench.player import PAYLOAD, TIMEOUT_S, Call, wait_until
+from bench.rivals.redis_server import SOCKET, RedisRival
 
 
 def make(socket: str) -> tuple[RedisHuey, object]:
@@ -36,7 +34,7 @@ class HueyRedis(RedisRival):
             self.script("huey_consumer"),
             "bench.rivals.huey_redis.huey",
             *("-w", str(workers), "-k", "process", "-q"),
-            env={"BENCH_REDIS": self.socket, "PYTHONPATH": os.getcwd()},  # noqa: PTH109
+            env={"BENCH_REDIS": self.socket},
         )
 
     def call(self) -> Call:

@@ -9,8 +9,7 @@ from pathlib import Path
 from huey import SqliteHuey
 
 from bench.handlers import stamp
-
-from . import PAYLOAD, TIMEOUT_S, Call, Rival, wait_until
+from bench.player import PAYLOAD, TIMEOUT_S, Call, Player, wait_until
 
 
 def make(file: str, sync: bool) -> tuple[SqliteHuey, object]:
@@ -23,7 +22,7 @@ if os.environ.get("BENCH_SQLITE"):
     huey, task = make(os.environ["BENCH_SQLITE"], os.environ["BENCH_SYNC"] == "1")
 
 
-class HueySqlite(Rival):
+class HueySqlite(Player):
     """huey with its SQLite storage."""
 
     backlog = 1500
@@ -34,7 +33,7 @@ class HueySqlite(Rival):
         self.huey, self.task = make(self.file, sync)
 
     def start(self, workers: int) -> None:
-        environment = {"BENCH_SQLITE": self.file, "BENCH_SYNC": str(int(self.sync)), "PYTHONPATH": os.getcwd()}  # noqa: PTH109
+        environment = {"BENCH_SQLITE": self.file, "BENCH_SYNC": str(int(self.sync))}
         consumer = ("bench.rivals.huey_sqlite.huey", "-w", str(workers), "-k", "process", "-q")
         self.run(self.script("huey_consumer"), *consumer, env=environment)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from hyperqueue import Client, Job
 from hyperqueue.cluster import LocalCluster, WorkerConfig
 
-from . import Call, Rival, wait_until
+from bench.player import Call, Player, wait_until
 
 FLOOR = Path(__file__).parents[1] / "floor"
 
 
-class HyperQueue(Rival):
+class HyperQueue(Player):
     """HyperQueue with tasks that are programs."""
 
     backlog = 300

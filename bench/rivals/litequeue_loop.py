@@ -9,8 +9,7 @@ from pathlib import Path
 from litequeue import LiteQueue, Message
 
 from bench.handlers import stamp
-
-from . import PAYLOAD, TIMEOUT_S, Call, Rival, wait_until
+from bench.player import PAYLOAD, TIMEOUT_S, Call, Player, wait_until
 
 PERIOD_S = 0.001
 
@@ -23,7 +22,7 @@ def pop(queue: LiteQueue, timeout_s: float) -> Message | None:
     return message
 
 
-class LiteQueueLoop(Rival):
+class LiteQueueLoop(Player):
     """Two litequeue files: tasks and results."""
 
     backlog = 500

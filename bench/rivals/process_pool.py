@@ -6,11 +6,10 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 from bench.handlers import stamp
+from bench.player import PAYLOAD, TIMEOUT_S, Call, Player
 
-from . import PAYLOAD, TIMEOUT_S, Call, Rival
 
-
-class ProcessPool(Rival):
+class ProcessPool(Player):
     """The standard library's pool of forked workers."""
 
     backlog = 10_000

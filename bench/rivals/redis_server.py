@@ -8,13 +8,13 @@ from pathlib import Path
 
 import redis
 
-from . import Rival, wait_until
+from bench.player import Player, wait_until
 
 SOCKET = os.environ.get("BENCH_REDIS", "")  #: the consumers' side: set by the producer for its children
 os.environ.setdefault("BENCH_REDIS", "")
 
 
-class RedisRival(Rival):
+class RedisRival(Player):
     """A rival whose queue is in Redis."""
 
     def __init__(self, folder: Path, sync: bool) -> None:

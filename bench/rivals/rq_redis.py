@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from rq import Queue
 
 from bench.handlers import stamp
-
-from . import PAYLOAD, TIMEOUT_S, Call, wait_until
-from .redis_server import RedisRival
+from bench.player import PAYLOAD, TIMEOUT_S, Call, wait_until
+from bench.rivals.redis_server import RedisRival
 
 
 class RqRedis(RedisRival):
@@ -25,7 +23,6 @@ class RqRedis(RedisRival):
         for _ in range(workers):
             self.run(
                 *(self.script("rq"), "worker", "-w", "rq.worker.SimpleWorker", "-q", "-u", f"unix://{self.socket}"),
-                env={"PYTHONPATH": os.getcwd()},  # noqa: PTH109
             )
 
     def call(self) -> Call:

@@ -7,12 +7,12 @@ import subprocess
 import time
 from pathlib import Path
 
-from . import Call, Rival, wait_until
+from bench.player import Call, Player, wait_until
 
 FLOOR = Path(__file__).parents[1] / "floor"
 
 
-class TaskSpooler(Rival):
+class TaskSpooler(Player):
     """tsp with as many slots as workers; a first task holds the backlog back until workers are asked for."""
 
     backlog = 200
