@@ -1,0 +1,355 @@
+"""Whether this machine and this folder can serve a queue: each answer is proved by trying, here and now.
+
+A check returns a Finding: ok, warn (it works, but less well, or with a risk that is named) or fail, and then a remedy.
+What is tried, is tried in a hidden folder of the queue's own folder, which is removed again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import importlib
+import os
+import resource
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from .config import Config
+from .errors import QueueUnsafe, SupervisorError
+from .filesystem import Filesystem, existing, filesystem
+
+COMPILED = ("claim", "counters", "envelope", "ids", "inotify")
+_EVENT_WITHIN_S = 2.0
+_RENAME_NOREPLACE = 1
+_LEAST_FREE_BYTES = 64 << 20  # the reserve that submitting leaves to results
+_SANE_SINCE = 1735689600  # 2025-01-01: a clock before that was never set
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Finding(NamedTuple):
+    """The answer to one question; ``remedy`` is empty where nothing needs to be done."""
+
+    check: str
+    level: Level
+    message: str
+    remedy: str = ""
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Yield the findings about this machine and the configured queue's folder, which need not exist yet."""
+    yield from _machine()
+    folder = existing(config.queue_dir)
+    try:
+        kind = filesystem(folder)
+    except OSError as error:
+        yield Finding(
+            "filesystem", Level.FAIL, f"{folder}: {error.strerror}", "choose a folder you may use: --queue-dir"
+        )
+        return
+    yield _kind(folder, kind)
+    yield _space(folder)
+    yield _permissions(config)
+    yield _runtime(config.runtime_dir)
+    try:
+        with _scratch(folder) as scratch:
+            for name, check in _TRIALS.items():
+                yield _tried(name, check, scratch, kind)
+    except OSError as error:
+        remedy = f"make {config.queue_dir} and own it, or name another folder: --queue-dir"
+        yield Finding("folder", Level.FAIL, f"nothing can be written to {folder}: {error.strerror}", remedy)
+
+
+def _machine() -> Iterator[Finding]:
+    yield _python()
+    yield _compiled()
+    yield _nvml_shim()
+    yield _clock()
+    yield from _limits()
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.platform != "linux":
+        return Finding("python", Level.FAIL, f"Python {version} on {sys.platform}", "only Linux has inotify and pidfd")
+    return Finding("python", Level.OK, f"Python {version}, Linux {os.uname().release}")
+
+
+def _compiled() -> Finding:
+    remedy = "install dspy-supervisor again, for this Python: pip install --force-reinstall dspy-supervisor"
+    files = []
+    for name in COMPILED:
+        try:
+            files.append(str(importlib.import_module(f"dspy_fastpath.{name}").__file__))
+        except ImportError as error:
+            return Finding("compiled parts", Level.FAIL, f"dspy_fastpath.{name}: {error}", remedy)
+    scan = importlib.import_module("dspy_fastpath.envelope").scan
+    if scan(b'{"id":"a","payload":[1]}').payload != (20, 23):
+        return Finding("compiled parts", Level.FAIL, "the scanner of this build gives wrong answers", remedy)
+    abi = "abi3" if all(".abi3." in file for file in files) else "for this Python only"
+    return Finding("compiled parts", Level.OK, f"{len(files)} modules import and work ({abi})")
+
+
+def _nvml_shim() -> Finding:
+    try:
+        version = metadata.version("pynvml")
+    except metadata.PackageNotFoundError:
+        return Finding("pynvml", Level.OK, "the module comes from nvidia-ml-py, without the shim that slows each start")
+    message = f"the deprecated package pynvml {version} is installed: its .pth file runs at every start of Python"
+    return Finding("pynvml", Level.WARN, message, "pip uninstall pynvml; pip install --force-reinstall nvidia-ml-py")
+
+
+def _clock() -> Finding:
+    wall, steady = time.time(), time.monotonic()
+    if wall < _SANE_SINCE:
+        message = f"the clock says {time.strftime('%Y-%m-%d', time.gmtime(wall))}"
+        return Finding(
+            "clock", Level.FAIL, message, "set it: delays and records are by the clock (timedatectl set-ntp true)"
+        )
+    time.sleep(0.02)
+    drift = abs((time.time() - wall) - (time.monotonic() - steady))
+    if drift > 0.5:
+        return Finding("clock", Level.WARN, f"the clock just jumped by {drift:.1f} s", "look at its time service")
+    return Finding("clock", Level.OK, f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}, in step with the monotonic clock")
+
+
+def _limits() -> Iterator[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    remedy = "ulimit -n 1024, or LimitNOFILE= in the unit"
+    shown = "unlimited" if hard == resource.RLIM_INFINITY else hard
+    yield Finding(
+        "open files", *_at_least(soft, 256, 1024), f"{soft} at once (hard limit {shown})", remedy if soft < 1024 else ""
+    )
+    base = Path("/proc/sys/fs/inotify")
+    for name, least, good in (
+        ("max_user_instances", 2, 128),
+        ("max_user_watches", 16, 8192),
+        ("max_queued_events", 64, 16384),
+    ):
+        try:
+            value = int((base / name).read_text())
+        except (OSError, ValueError):
+            yield Finding(f"inotify {name}", Level.WARN, "can't be read", "mount /proc")
+            continue
+        remedy = f"sysctl fs.inotify.{name}={good}" if value < good else ""
+        yield Finding(f"inotify {name}", *_at_least(value, least, good), str(value), remedy)
+
+
+def _at_least(value: int, least: int, good: int) -> tuple[Level]:
+    return (Level.FAIL if value < least else Level.WARN if value < good else Level.OK,)
+
+
+def _kind(folder: Path, kind: Filesystem) -> Finding:
+    where = f"{kind.name} at {kind.mount_point or '?'}"
+    if kind.read_only:
+        return Finding(
+            "filesystem", Level.FAIL, f"{where} is read-only", "mount it for writing, or name another folder"
+        )
+    if kind.network:
+        message = f"{where} is shared with other hosts: events may not arrive, the folder is looked at each second"
+        return Finding("filesystem", Level.WARN, message, "producers must write a temporary file and rename it")
+    if kind.volatile:
+        return Finding(
+            "filesystem",
+            Level.WARN,
+            f"{where}: nothing on it survives a reboot",
+            "name a folder on a disk: --queue-dir",
+        )
+    if not kind.events:
+        message = f"{where}: events can't be relied on, the folder is looked at each second"
+        return Finding("filesystem", Level.WARN, message, "a folder on ext4, xfs or btrfs wakes workers at once")
+    return Finding("filesystem", Level.OK, f"{where} ({folder})")
+
+
+def _space(folder: Path) -> Finding:
+    disk = os.statvfs(folder)
+    free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+    share = disk.f_favail / disk.f_files if disk.f_files else 1.0  # 0 files: as many as there is room for
+    message = f"{free / (1 << 30):.1f} GiB free, " + (f"{disk.f_favail} inodes" if disk.f_files else "inodes as needed")
+    if free < min(_LEAST_FREE_BYTES, size // 20) or disk.f_favail < min(1000, disk.f_files // 20):
+        return Finding("space", Level.FAIL, message, "make room: submit refuses tasks below its reserve for results")
+    if free < (1 << 30) or share < 0.02:
+        return Finding("space", Level.WARN, message, "make room, or remove old records: dspy-supervisor queue gc")
+    return Finding("space", Level.OK, message)
+
+
+def _permissions(config: Config) -> Finding:
+    from .layout import check_safe
+
+    folder = config.queue_dir
+    parent = existing(folder)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return Finding(
+            "permissions", Level.FAIL, f"you may not write {parent}", "own it, or name another folder: --queue-dir"
+        )
+    missing = "" if folder.exists() else " (not made yet; it will be private)"
+    try:
+        check_safe(folder if not missing else parent)
+    except QueueUnsafe as error:
+        if missing and stat.S_IMODE(parent.stat().st_mode) & stat.S_ISVTX:  # a private folder in /tmp can't be replaced
+            return Finding("permissions", Level.OK, f"{folder}{missing}")
+        level = Level.WARN if config.insecure else Level.FAIL
+        message, _, remedy = str(error).rpartition("; ")
+        return Finding("permissions", level, message, remedy)
+    if not missing and folder.stat().st_mode & stat.S_IWGRP:
+        message = f"group {folder.stat().st_gid} may write {folder}, and so run programs as you"
+        return Finding("permissions", Level.WARN, message, f"chmod g-w {folder}, unless that is meant")
+    return Finding("permissions", Level.OK, f"nobody else may write {folder}{missing}")
+
+
+def _runtime(folder: Path) -> Finding:
+    parent = existing(folder)
+    if parent == folder:
+        status = folder.stat()
+        if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWOTH | stat.S_IWGRP):
+            message = f"{folder}: owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
+            return Finding("runtime folder", Level.FAIL, message, "it must be yours alone: another with --runtime-dir")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return Finding("runtime folder", Level.FAIL, f"you may not write {parent}", "name another: --runtime-dir")
+    if filesystem(parent).network:
+        message = f"{parent} is shared with other hosts, whose locks can't be told from ours"
+        return Finding("runtime folder", Level.FAIL, message, "a folder of this host: --runtime-dir /run/user/UID")
+    return Finding("runtime folder", Level.OK, str(folder))
+
+
+def _tried(name: str, check: Callable[[Path, Filesystem], Finding], scratch: Path, kind: Filesystem) -> Finding:
+    try:
+        return check(scratch, kind)
+    except (OSError, SupervisorError) as error:
+        return Finding(name, Level.FAIL, f"did not work here: {error}", "name a folder on a local disk: --queue-dir")
+
+
+def _rename(scratch: Path, kind: Filesystem) -> Finding:
+    (scratch / "from").mkdir()
+    (scratch / "to").mkdir()
+    (scratch / "from/a").write_bytes(b"one")
+    (scratch / "to/a").write_bytes(b"two")
+    inode = (scratch / "from/a").stat().st_ino
+    (scratch / "from/a").rename(scratch / "to/a")
+    moved = scratch / "to/a"
+    if moved.stat().st_ino != inode or moved.read_bytes() != b"one" or (scratch / "from/a").exists():
+        return Finding(
+            "rename", Level.FAIL, "a rename made another file of it", "a claim is a rename: use a local disk"
+        )
+    return Finding("rename", Level.OK, "moves the same file between folders, and replaces what was there")
+
+
+def _rename_new(scratch: Path, kind: Filesystem) -> Finding:
+    (scratch / "new").write_bytes(b"one")
+    (scratch / "taken").write_bytes(b"two")
+    libc = ctypes.CDLL(None, use_errno=True)
+    here = -100  # AT_FDCWD
+    failed = libc.renameat2(here, bytes(scratch / "new"), here, bytes(scratch / "taken"), _RENAME_NOREPLACE)
+    why = ctypes.get_errno()
+    if not failed:
+        return Finding("RENAME_NOREPLACE", Level.FAIL, "replaced a file all the same", "use a local disk")
+    if why == errno.EEXIST:
+        return Finding("RENAME_NOREPLACE", Level.OK, "refuses to replace a file")
+    message = f"not on {kind.name} ({os.strerror(why)}): a hard link is made in its place"
+    return Finding("RENAME_NOREPLACE", Level.WARN if kind.network else Level.OK, message)
+
+
+def _link(scratch: Path, kind: Filesystem) -> Finding:
+    (scratch / "linked").write_bytes(b"x")
+    try:
+        os.link(scratch / "linked", scratch / "second")
+    except OSError as error:
+        level = Level.FAIL if kind.network else Level.WARN
+        return Finding("hard link", level, f"{error.strerror}: only RENAME_NOREPLACE keeps tasks apart here")
+    if (scratch / "linked").stat().st_nlink != 2:
+        return Finding("hard link", Level.WARN, "the link count is wrong")
+    return Finding("hard link", Level.OK, "the second way to publish without replacing works")
+
+
+def _fsync(scratch: Path, kind: Filesystem) -> Finding:
+    took = []
+    folder = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for number in range(5):
+            fd = os.open(f"synced{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+            try:
+                os.write(fd, b"x" * 1024)
+                began = time.perf_counter()
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.fsync(folder)
+            took.append(time.perf_counter() - began)
+    finally:
+        os.close(folder)
+    median = sorted(took)[2] * 1000
+    message = f"a file and its folder in {median:.2f} ms: about {1000 / median:.0f} single submits a second"
+    if median > 100:
+        return Finding("fsync", Level.WARN, message, "submit many tasks at once (--jsonl), or --durability none")
+    return Finding("fsync", Level.OK, message)
+
+
+def _flock(scratch: Path, kind: Filesystem) -> Finding:
+    with (scratch / "lock").open("wb") as first, (scratch / "lock").open("wb") as second:
+        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Finding("flock", Level.OK, "a second lock is refused while the first is held")
+    level = Level.WARN if kind.network else Level.FAIL
+    return Finding(
+        "flock", level, "two locks on one file at once", "the supervisor locks in --runtime-dir: keep that local"
+    )
+
+
+def _inotify(scratch: Path, kind: Filesystem) -> Finding:
+    from dspy_fastpath.inotify import Watcher
+
+    (scratch / "watched").mkdir()
+    (scratch / "task").write_bytes(b"{}")
+    try:
+        watcher = Watcher()
+    except OSError as error:
+        remedy = "sysctl fs.inotify.max_user_instances=512, or end what uses them"
+        return Finding("inotify", Level.FAIL, f"no instance: {error.strerror}", remedy)
+    with watcher:
+        watcher.add(scratch / "watched")
+        began = time.monotonic()
+        (scratch / "task").rename(scratch / "watched/task.json")
+        while (left := began + _EVENT_WITHIN_S - time.monotonic()) > 0 and watcher.wait(left):
+            if any(name == b"task.json" for _, name, _ in watcher.take()[0]):
+                took = (time.monotonic() - began) * 1000
+                return Finding("inotify", Level.OK, f"an event of this very folder arrived in {took:.2f} ms")
+    message = f"no event of this folder in {_EVENT_WITHIN_S:.0f} s: it is looked at each second instead"
+    return Finding("inotify", Level.WARN, message, "a folder on ext4, xfs or btrfs wakes workers at once")
+
+
+_TRIALS: dict[str, Callable[[Path, Filesystem], Finding]] = {
+    "rename": _rename,
+    "RENAME_NOREPLACE": _rename_new,
+    "hard link": _link,
+    "fsync": _fsync,
+    "flock": _flock,
+    "inotify": _inotify,
+}
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Make a hidden private folder, which no reader of the queue looks into, and remove it with all that is in it."""
+    path = folder / f".doctor-{os.getpid()}-{time.monotonic_ns()}.tmp"
+    path.mkdir(mode=0o700)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
