@@ -38,7 +38,18 @@ from .config_table import (
 from .errors import ConfigError
 from .setting import Setting
 
-__all__ = ["CLASSES", "MODES", "MODE_ALIASES", "ClassConfig", "Config", "Loaded", "differences", "flat", "load"]
+__all__ = [
+    "CLASSES",
+    "MODES",
+    "MODE_ALIASES",
+    "ClassConfig",
+    "Config",
+    "Loaded",
+    "differences",
+    "flat",
+    "load",
+    "notify_environment",
+]
 
 TOML_NAME = "dspy-supervisor.toml"
 
@@ -99,6 +110,7 @@ def load(
     layers = [*above, *layers, toml]
 
     values, origins = _top(mode, origin, layers, environ, cwd)
+    values["kinds"] = tuple(dict.fromkeys((*values["kinds"], *values["kind_handlers"])))
     classes = {name: _class(name, layers, values, origins) for name in CLASSES}
     config = Config(**values, classes=MappingProxyType(classes))
     return Loaded(config, MappingProxyType(origins), tuple(files), MappingProxyType(flags), cwd)
@@ -120,7 +132,7 @@ def _top(
         elif name in computed:
             default, default_origin = computed[name](environ), "built-in"
         else:
-            default, default_origin = Config.__dataclass_fields__[name].default, "built-in"
+            default, default_origin = setting.default, "built-in"
         values[name], origins[name] = _resolve(name, setting, layers, default, default_origin)
     return values, origins
 
@@ -131,7 +143,7 @@ def _class(workload: str, layers: list[_Layer], values: Mapping[str, Any], origi
     found: dict[str, Any] = {}
     for name, setting in CLASS_SETTINGS.items():
         full = f"class.{workload}.{name}"
-        default = nature.get(name, ClassConfig.__dataclass_fields__[name].default)
+        default = nature.get(name, setting.default)
         origin = "built-in"
         if name == "workers" and (
             workload in ("cpu_short", "cpu_long") or (workload == "gpu" and values["enable_gpu"])
@@ -139,6 +151,16 @@ def _class(workload: str, layers: list[_Layer], values: Mapping[str, Any], origi
             origin = f"max_concurrency ({origins['max_concurrency']})"
         found[name], origins[full] = _resolve(full, setting, layers, default, origin)
     return ClassConfig(name=workload, **found)
+
+
+def notify_environment() -> tuple[str, str]:
+    """Take NOTIFY_SOCKET and WATCHDOG_USEC out of the environment, sd_notify(3); "" where a service manager set none.
+
+    Taken out, since what this process starts must not speak for the service.
+    """
+    watched = os.environ.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    address, usec = os.environ.pop("NOTIFY_SOCKET", ""), os.environ.pop("WATCHDOG_USEC", "")
+    return address, usec if watched else ""
 
 
 def check_names(names: Mapping[str, object], where: str) -> None:

@@ -19,6 +19,7 @@ from .setting import (
     number,
     optional_path,
     optional_seconds,
+    pairs,
     path,
     seconds,
     setting,
@@ -145,6 +146,11 @@ class Config:
         ("echo", "call"),
         flag="--kinds",
         live=True,
+    )
+    kind_handlers: Mapping[str, str] = setting(
+        pairs(_KIND, _HANDLER, "KIND=module:function"),
+        "kinds of your own and what runs each; they are accepted as if kinds named them",
+        MappingProxyType({}),
     )
     call_allow: tuple[str, ...] = setting(
         words(r"[\w.:*]+", "names as module:function or module:*"), "what a task of kind call may call", (), live=True

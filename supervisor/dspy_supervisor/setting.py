@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
@@ -30,6 +31,7 @@ class Setting(NamedTuple):
 
     kind: Kind
     help: str
+    default: Any = dataclasses.MISSING  #: built-in
     variable: str | None = None  #: None: DSPY_NAME
     flag: str = ""  #: "" where only --set NAME=VALUE gives it on the command line
     modes: Mapping[str, object] = {}  #: defaults that differ by mode
@@ -38,7 +40,10 @@ class Setting(NamedTuple):
 
 def setting(kind: Kind, help: str, default: object = dataclasses.MISSING, **more: Any) -> Any:
     """Return the dataclass field of one setting; ``more`` are the other facts of Setting."""
-    return dataclasses.field(default=default, metadata={"setting": Setting(kind, help, **more)})
+    facts = {"setting": Setting(kind, help, default, **more)}
+    if isinstance(default, Mapping):  # read-only, but dataclasses tells that by its hash
+        return dataclasses.field(default_factory=lambda: default, metadata=facts)
+    return dataclasses.field(default=default, metadata=facts)
 
 
 def settings(table: type[Any]) -> dict[str, Setting]:
@@ -188,5 +193,22 @@ def words(pattern: str, expected: str) -> Kind:
             if not isinstance(part, str) or compiled.fullmatch(part) is None:
                 raise ValueError
         return tuple(value)
+
+    return Kind(f"{expected}, with commas between them", read)
+
+
+def pairs(name: str, value: str, expected: str) -> Kind:
+    """Names with a value each: a table in TOML, NAME=VALUE with commas between them elsewhere."""
+    names, values = re.compile(name), re.compile(value)
+
+    def read(given: object) -> Mapping[str, str]:
+        if isinstance(given, str):
+            given = dict(part.strip().split("=", 1) for part in given.split(",") if part.strip())
+        if not isinstance(given, Mapping):
+            raise TypeError
+        for key, inner in given.items():
+            if names.fullmatch(key) is None or not isinstance(inner, str) or values.fullmatch(inner) is None:
+                raise ValueError
+        return MappingProxyType(dict(given))
 
     return Kind(f"{expected}, with commas between them", read)

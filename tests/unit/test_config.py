@@ -1,10 +1,11 @@
 """Settings: which source wins, what is refused and in which words, and what each mode means."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
-from dspy_supervisor.config import CLASSES, MODES, Config, differences, flat, load
+from dspy_supervisor.config import CLASSES, MODES, Config, differences, flat, load, notify_environment
 from dspy_supervisor.config_table import CLASS_SETTINGS, SETTINGS, variable
 from dspy_supervisor.errors import ConfigError
 
@@ -129,6 +130,16 @@ def test_a_class_is_set_by_toml_variable_and_flag(get, home):
     assert loaded.origins["class.gpu.handler"] == "environment DSPY_GPU_HANDLER"
 
 
+def test_a_kind_of_ones_own_is_named_with_its_handler_and_accepted(get, home):
+    config = get(DSPY_KIND_HANDLERS="count=tools:count, sum=tools:sum").config
+    assert dict(config.kind_handlers) == {"count": "tools:count", "sum": "tools:sum"}
+    assert config.kinds == ("echo", "call", "count", "sum")
+    write(home / "here/dspy-supervisor.toml", 'kinds = []\n[kind_handlers]\ncount = "tools:count"\n')
+    assert get().config.kinds == ("count",)
+    with pytest.raises(ConfigError, match="expected KIND=module:function"):
+        get(DSPY_KIND_HANDLERS="count")
+
+
 def test_variables_that_are_unknown_or_empty_are_let_be(get):
     assert get(DSPY_CACHEDIR="/x", DSPY_NONSENSE="1", DSPY_MAX_CONCURRENCY="", DSPY_MODE="").config.mode == "laptop"
 
@@ -246,6 +257,17 @@ def test_a_reload_says_what_it_applies_and_what_needs_a_restart(get):
     new = get({"class.gpu.workers": 5, "max_depth": 64, "drain_s": 9.5}).config
     assert differences(old, new) == (("drain_s", "class.gpu.workers"), ("max_depth",))
     assert differences(old, old) == ((), ())
+
+
+def test_the_service_manager_is_heard_once_and_not_by_children(monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert notify_environment() == ("/run/notify", "30000000")
+    assert notify_environment() == ("", "")
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert notify_environment() == ("", "")
 
 
 def test_reloading_keeps_the_flags_and_reads_the_files_anew(home, monkeypatch):
