@@ -55,6 +55,7 @@ cdef extern from "<unistd.h>" nogil:
     int unlinkat(int folder, const char *name, int flags)
     int close(int descriptor)
     int fsync(int descriptor)
+    int syncfs(int descriptor)
     Py_ssize_t c_read "read"(int descriptor, void *buffer, size_t size)
     Py_ssize_t c_write "write"(int descriptor, const void *buffer, size_t size)
 
@@ -377,6 +378,16 @@ def sync(int fd):
     cdef int why
     with nogil:
         why = sync_all(fd)
+    if why != 0:
+        raise OSError(why, os.strerror(why))
+
+
+def sync_filesystem(int fd):
+    """Put everything that was written to the filesystem of this descriptor on the disk, in one call."""
+    cdef int why = 0
+    with nogil:
+        if syncfs(fd) != 0:
+            why = errno
     if why != 0:
         raise OSError(why, os.strerror(why))
 

@@ -57,16 +57,6 @@ class Children:
         os.close(self._gate)
         os.close(self._key)
 
-    def running(self):
-        """Whether one is still at work; all others are reaped and ended well."""
-        while self._pids:
-            pid, status = os.waitpid(self._pids[-1], os.WNOHANG)
-            if pid == 0:
-                return True
-            assert status == 0
-            self._pids.pop()
-        return False
-
     def join(self):
         while self._pids:
             assert os.waitpid(self._pids.pop(), 0)[1] == 0
@@ -119,6 +109,12 @@ def test_the_file_is_private_and_alone_in_its_folder(page, path):
     assert os.listdir(path.parent) == ["queue.page"]
 
 
+def test_all_of_the_page_is_on_the_disk_from_the_start(path):
+    """A hole in it would be filled at first touch, and killed with SIGBUS where the disk is full then."""
+    with compiled.Page.create(path, "q", CLASSES, 4096):
+        assert path.stat().st_blocks * 512 >= path.stat().st_size
+
+
 def test_a_new_page_takes_the_place_of_the_old_whose_readers_keep_theirs(counters, page, path):
     page.add(0, 0)
     with counters.Page.attach(path) as reader, counters.Page.create(path, "q-2", ["only"], 0) as second:
@@ -162,48 +158,61 @@ def test_no_observation_is_lost_between_processes(counters, page):
     assert total_s == processes * times * 0.25
 
 
-def test_a_record_of_a_slot_is_never_torn(counters, page):
-    writes = 300_000 if counters is compiled else 100
+STOP = 31  # a global that nothing else uses: the reader tells the writer that it has seen enough
+
+
+def seen_while(page, write, look, enough):
+    """Let a process write(1), write(2) ... and look() until it returned that many different numbers; look() asserts."""
 
     def work():
-        for i in range(1, writes + 1):
-            page.slot_set(2, i, i, i, counters.SlotState.IDLE)
-            page.slot_begin(2, i, i, b"%08d" % i * 26)
+        i = 0
+        while not page.get_global(STOP):
+            i += 1
+            write(i)
 
     children = Children()
     children.start(work)
     children.open()
     seen = set()
-    while children.running():
-        for _ in range(100 if counters is compiled else 1):
-            slot = page.slot(2)
-            assert slot.pid == slot.incarnation == slot.klass
-            if slot.state == counters.SlotState.BUSY:
-                assert slot == (slot.pid,) * 3 + (slot.state, slot.pid, slot.pid, 0, b"%08d" % slot.pid * 26)
-            elif slot.pid:
-                assert slot[3:] == (counters.SlotState.IDLE, 0, 0, 0, b"")
-            seen.add(slot.pid)
-    assert len(seen) > 10, "reader and writer never met"
+    deadline = time.monotonic() + 60
+    try:
+        while len(seen) < enough:
+            assert time.monotonic() < deadline, "reader and writer never met"
+            seen.add(look())
+    finally:
+        page.set_global(STOP, 1)
+        children.join()
+
+
+def test_a_record_of_a_slot_is_never_torn(counters, page):
+    State = counters.SlotState
+
+    def write(i):
+        page.slot_set(2, i, i, i, State.IDLE)
+        page.slot_begin(2, i, i, b"%08d" % i * 26)
+
+    def look():
+        slot = page.slot(2)
+        n = slot.pid
+        busy = (n, n, n, State.BUSY, n, n, 0, b"%08d" % n * 26)
+        assert slot in (busy, (n, n, n, State.IDLE, 0, 0, 0, b""), (0, 0, 0, State.EMPTY, 0, 0, 0, b""))
+        return n
+
+    seen_while(page, write, look, 50_000 if counters is compiled else 5)
 
 
 def test_a_sample_of_a_gpu_is_never_torn(counters, page):
-    writes = 300_000 if counters is compiled else 100
+    def write(i):
+        page.gpu_write(5, b"%d" % i, (i,) * 7, i)
 
-    def work():
-        for i in range(1, writes + 1):
-            page.gpu_write(5, b"%d" % i, (i,) * 7, i)
+    def look():
+        sample = page.gpu_read(5)
+        if sample is None:
+            return 0
+        assert sample == (b"%d" % sample.at, (sample.at,) * 7, sample.at)
+        return sample.at
 
-    children = Children()
-    children.start(work)
-    children.open()
-    seen = set()
-    while children.running():
-        for _ in range(100 if counters is compiled else 1):
-            sample = page.gpu_read(5)
-            if sample is not None:
-                assert sample == (b"%d" % sample.at, (sample.at,) * 7, sample.at)
-                seen.add(sample.at)
-    assert len(seen) > 10, "reader and writer never met"
+    seen_while(page, write, look, 50_000 if counters is compiled else 5)
 
 
 def test_two_writers_of_one_slot_lose_no_task(counters, page):

@@ -107,6 +107,12 @@ def sync(fd: int) -> None:
     os.fsync(fd)
 
 
+def sync_filesystem(fd):
+    """Put everything on the disk: Python has no call for one filesystem alone."""
+    os.fstat(fd)
+    os.sync()
+
+
 def refuse(found: os.stat_result, max_bytes: int, owners: tuple[int, ...]) -> None:
     reason = None
     if not stat.S_ISREG(found.st_mode):
