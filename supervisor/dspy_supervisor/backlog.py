@@ -1,0 +1,98 @@
+"""What waits to be fed, in the order it will be: one heap a class, priorities that age, classes by weight.
+
+A task's key is the time it arrived, less ``ageing_s`` for each step of priority. Waiting therefore raises a task exactly
+as fast as every other, so the order never has to be computed anew, a task of priority p overtakes only those that
+arrived at most p * ageing_s seconds before it, and no priority starves. Among classes that compete for one total limit
+the next is chosen by stride scheduling (Waldspurger and Weihl, 1995): in proportion to their weights, so no class starves.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """One waiting task, as the heap orders it."""
+
+    key: float  #: seconds: arrival less the head start of its priority
+    file: str  #: its name in pending/; breaks ties, so that tasks of one moment run in the order of their names
+    priority: int
+
+
+class Backlog:
+    """The tasks of one class that are known to wait in pending/."""
+
+    def __init__(self, ageing_s: float) -> None:
+        self._ageing_s = ageing_s
+        self._heap: list[Entry] = []
+        self._files: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __contains__(self, file: str) -> bool:
+        return file in self._files
+
+    def add(self, file: str, arrived: float, priority: int) -> bool:
+        """Take a task that arrived at ``arrived`` (epoch seconds); False where it is known already."""
+        if file in self._files:
+            return False
+        self._files.add(file)
+        heapq.heappush(self._heap, Entry(arrived - priority * self._ageing_s, file, priority))
+        return True
+
+    def discard(self, file: str) -> bool:
+        """Forget a task; False where it wasn't known."""
+        if file not in self._files:
+            return False
+        self._files.discard(file)  # its entry is passed over when it comes up
+        if len(self._heap) > 64 and len(self._heap) > 2 * len(self._files):
+            self._heap = [entry for entry in self._heap if entry.file in self._files]
+            heapq.heapify(self._heap)
+        return True
+
+    def pop(self) -> str | None:
+        """Return the task that is next, and forget it; None where nothing waits."""
+        while self._heap:
+            file = heapq.heappop(self._heap).file
+            if file in self._files:
+                self._files.discard(file)
+                return file
+        return None
+
+    def position(self, file: str) -> int:
+        """Return how many tasks come before this one."""
+        ahead = sorted(entry for entry in self._heap if entry.file in self._files)
+        return next((index for index, entry in enumerate(ahead) if entry.file == file), len(ahead))
+
+    def clear(self) -> None:
+        """Forget everything, for a scan that begins anew."""
+        self._heap.clear()
+        self._files.clear()
+
+
+class Shares:
+    """Whose turn it is among classes that share one total limit."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = dict(weights)
+        self._pass: dict[str, float] = dict.fromkeys(weights, 0.0)
+
+    def next(self, ready: Iterable[str]) -> str | None:
+        """Return the class of these that had the least for its weight, and charge it for one task."""
+        candidates = list(ready)
+        if not candidates:
+            return None
+        # A class that was away doesn't come back with a claim to all it missed: it starts level with the others.
+        floor = min(self._pass[name] for name in candidates)
+        for name in self._pass:
+            if name not in candidates:
+                self._pass[name] = max(self._pass[name], floor)
+        chosen = min(candidates, key=lambda name: (self._pass[name], name))
+        self._pass[chosen] += 1.0 / self._weights[chosen]
+        return chosen

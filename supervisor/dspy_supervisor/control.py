@@ -1,0 +1,148 @@
+"""The control socket: how other programs of this user ask a running supervisor for something.
+
+A Unix stream socket in the runtime folder (0600). One JSON object a line each way: ``{"do": "status"}`` is answered by
+``{"ok": true, ...}`` or ``{"ok": false, "error": "...", "exit": N}``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from .errors import EXIT_USAGE, SupervisorError
+from .log import log
+from .reactor import Reactor
+
+Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+_MAX_REQUEST = 1 << 20  # bytes
+_PATIENCE_S = 10.0  # for a client to send its line and take the answer
+_MAX_CLIENTS = 64
+
+
+class Control:
+    """Serves the control socket from the supervisor's loop."""
+
+    def __init__(self, reactor: Reactor, path: Path, requests: Mapping[str, Answer]) -> None:
+        self._reactor, self._path, self._requests = reactor, path, requests
+        self._clients: dict[int, _Client] = {}
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()  # of a supervisor that was killed: we hold its lock
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        mask = os.umask(0o177)
+        try:
+            _bind(self._socket, path)
+        finally:
+            os.umask(mask)
+        self._socket.listen(_MAX_CLIENTS)
+        reactor.add(self._socket.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Serve no more."""
+        for client in list(self._clients.values()):
+            client.close()
+        self._reactor.remove(self._socket.fileno())
+        self._socket.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            connection, _ = self._socket.accept()
+            if len(self._clients) >= _MAX_CLIENTS or _peer(connection) not in (os.geteuid(), 0):
+                connection.close()
+                return
+            connection.setblocking(False)
+            client = _Client(self._reactor, connection, self._answer, self._clients)
+            self._clients[connection.fileno()] = client
+
+    def _answer(self, line: bytes) -> bytes:
+        try:
+            request = orjson.loads(line)
+            do = request.get("do") if isinstance(request, dict) else None
+            if not isinstance(do, str) or do not in self._requests:
+                known = ", ".join(sorted(self._requests))
+                return orjson.dumps({"ok": False, "error": f"do={do!r}: expected one of {known}", "exit": EXIT_USAGE})
+            return orjson.dumps({"ok": True, **self._requests[do](request)})
+        except SupervisorError as error:
+            return orjson.dumps({"ok": False, "error": str(error), "exit": error.exit_code})
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            log.warning("request_failed", error=str(error))
+            return orjson.dumps({"ok": False, "error": f"{type(error).__name__}: {error}", "exit": 1})
+
+
+class _Client:
+    """One connection: reads a line, answers it, reads the next."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        connection: socket.socket,
+        answer: Callable[[bytes], bytes],
+        clients: dict[int, _Client],
+    ) -> None:
+        self._reactor, self._connection, self._answer, self._clients = reactor, connection, answer, clients
+        self._number = connection.fileno()
+        self._input, self._output = bytearray(), bytearray()
+        self._timer = reactor.call_later(_PATIENCE_S, self.close)
+        reactor.add(self._number, self._ready)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        if self._clients.pop(self._number, None) is not None:
+            self._reactor.remove(self._number)
+            self._connection.close()
+
+    def _ready(self) -> None:
+        try:
+            self._read()
+            self._write()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            chunk = self._connection.recv(65536)
+            if not chunk and not self._output:
+                self.close()
+                return
+            self._input += chunk
+        if len(self._input) > _MAX_REQUEST:
+            self.close()
+            return
+        while b"\n" in self._input:
+            line, _, rest = bytes(self._input).partition(b"\n")
+            self._input = bytearray(rest)
+            self._output += self._answer(line) + b"\n"
+
+    def _write(self) -> None:
+        if self._number not in self._clients:
+            return
+        if self._output:
+            sent = self._connection.send(self._output)
+            del self._output[:sent]
+        self._reactor.add(self._number, self._ready, writable=bool(self._output))
+
+
+def _bind(server: socket.socket, path: Path) -> None:
+    """Bind to a path of any length: one of more than 107 bytes is reached through a descriptor of its folder."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        server.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+
+
+def _peer(connection: socket.socket) -> int:
+    """Return the user at the other end."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])

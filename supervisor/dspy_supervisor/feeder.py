@@ -1,0 +1,75 @@
+"""Feeding: which waiting task goes to which worker, now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from .backlog import Backlog, Shares
+from .pool import Pool
+from .reactor import Reactor
+
+_TICK_S = 0.25  # what runs is looked at so often, for as long as anything runs
+
+
+class Feeder:
+    """Hands names from the backlogs to the pools, by the weights of their classes."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        pools: Mapping[str, Pool],
+        backlogs: Mapping[str, Backlog],
+        *,
+        see: Callable[[str], object],  # looks at a name of pending/ again
+        show: Callable[[], object],  # called at every tick
+    ) -> None:
+        self._reactor, self._pools, self._backlogs = reactor, pools, backlogs
+        self._see, self._show = see, show
+        self.total_limit = 0  #: tasks at once over all classes; 0: none
+        self._shares = Shares(dict.fromkeys(pools, 1.0))
+        self._ticking = False
+
+    def configure(self, total_limit: int, weights: Mapping[str, float]) -> None:
+        """Take new limits and weights."""
+        self.total_limit = total_limit
+        self._shares = Shares(weights)
+
+    @property
+    def inflight(self) -> int:
+        """Tasks that run, over all classes."""
+        return sum(pool.inflight for pool in self._pools.values())
+
+    def pump(self) -> None:
+        """Feed whoever can take something."""
+        while not (self.total_limit and self.inflight >= self.total_limit):
+            offers = {}
+            for name, backlog in self._backlogs.items():
+                if backlog and (offer := self._pools[name].hungry(len(backlog))):
+                    offers[name] = offer
+            chosen = self._shares.next(offers)
+            if chosen is None:
+                return
+            worker, room = offers[chosen]
+            files: list[str] = []
+            while len(files) < room and (file := self._backlogs[chosen].pop()) is not None:
+                files.append(file)
+            if not self._pools[chosen].feed(worker, files):
+                worker.ending = True  # it is dead, and its end is about to be noticed
+                for file in files:
+                    self._see(file)
+            elif not self._ticking:
+                self._ticking = True
+                self._reactor.call_later(_TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        """Look at what runs: deadlines, and names that wait behind a task that turned out long."""
+        now = time.monotonic()
+        for pool in self._pools.values():
+            pool.check_deadlines(now)
+            for file in pool.stuck_names(now):
+                self._see(file)
+        self._show()
+        self._ticking = self.inflight > 0
+        if self._ticking:
+            self._reactor.call_later(_TICK_S, self._tick)

@@ -1,0 +1,307 @@
+"""From "something arrived" to "this name, for that class": watch, scan, sweep.
+
+Events are hints: they make the usual case fast. The scan is the truth: it runs once at the start and then at intervals,
+reads a bounded slice of names at a time, so the loop never waits for a folder of a million files, and rests while the
+backlogs are full. Order matters: the watch is set before the scan begins, so nothing falls between them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dspy_fastpath.counters import Global, Page
+from dspy_fastpath.inotify import Watcher
+
+from .backlog import Backlog
+from .layout import Layout, list_folder
+from .log import log
+from .record import Claim
+from .taskqueue import TaskQueue, Unusable, parse_delayed
+
+SLICE = 1000  #: names read from the folder before the loop looks at anything else: about a millisecond
+HIGH_WATER = 20_000  #: tasks of one class that are known at a time; the folder keeps the rest
+_LOW_WATER = HIGH_WATER // 2
+_MAX_SUSPECTS = 10_000
+_IGNORED = (".tmp", ".lock")
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """A file that is no task, and perhaps still being written."""
+
+    since: float  # monotonic seconds, when it last looked different
+    signature: tuple[int, int, int]  # size, mtime, inode
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One walk through pending/."""
+
+    names: Iterator[os.DirEntry[str]]
+    descriptor: int
+    unseen: set[str]  # known before it began, not met yet
+    seen: int = 0
+    skipped: bool = False  # some were left out, since their class had no room
+
+
+@dataclass(slots=True)
+class Intake:
+    """What waits in pending/ and delayed/, as far as it is known."""
+
+    queue: TaskQueue
+    page: Page
+    backlogs: Mapping[str, Backlog]
+    why_held: Callable[[Claim], str]  #: why a task can't run here, or ""
+    in_hand: Callable[[str], bool]  #: whether a worker was fed this name
+    partial_grace_s: float
+    held: dict[str, tuple[str, str]] = field(default_factory=dict)  #: file to class and why nothing here can run it
+    lost: bool = False  #: a watched folder was removed or moved
+    trouble: str = ""  #: why tasks can't be read
+    waiting: int = 0  #: tasks in pending/ at the end of the last whole pass
+    _delayed: set[str] = field(default_factory=set)
+    _due: list[tuple[float, str]] = field(default_factory=list)  # heap: monotonic seconds, file
+    _suspects: dict[str, _Suspect] = field(default_factory=dict)
+    _watcher: Watcher | None = None
+    _pending_watch: int = -1
+    _delayed_watch: int = -1
+    _pass: _Pass | None = None
+    _rescan: bool = True
+
+    # -- watching --------------------------------------------------------------------------------------------------------
+
+    def watch(self) -> int:
+        """Watch the folders anew, and return the descriptor that tells of events; a scan must follow."""
+        self.unwatch()
+        layout = self.queue.layout
+        self._watcher = Watcher()
+        self._pending_watch = self._watcher.add(Path(layout.path, "pending"))
+        self._delayed_watch = self._watcher.add(Path(layout.path, "delayed"))
+        self.lost = not layout.is_current()  # else what is watched is not what is open
+        self.rescan()
+        return self._watcher.fileno()
+
+    def unwatch(self) -> None:
+        """Stop watching, and forget what is known."""
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
+        self._end_pass()
+        for backlog in self.backlogs.values():
+            backlog.clear()
+        self.held.clear()
+        self._delayed.clear()
+        self._due.clear()
+        self._suspects.clear()
+
+    def take_events(self) -> None:
+        """Look at what the kernel says has arrived."""
+        if self._watcher is None:
+            return
+        events, lost, overflowed = self._watcher.take()
+        for watch, raw, _mask in events:
+            name = os.fsdecode(raw)
+            if watch == self._delayed_watch:
+                self._see_delayed(name)
+            else:
+                self.see(name)
+        if overflowed:
+            self.page.add_global(Global.OVERFLOWS)
+            log.warning("inotify_overflow", next="scanning the folder")
+            self.rescan()
+        if lost:
+            self.page.add_global(Global.LOST_WATCHES)
+            self.lost = True
+
+    # -- scanning --------------------------------------------------------------------------------------------------------
+
+    def rescan(self) -> None:
+        """Begin a pass as soon as the one that is under way has ended."""
+        self._rescan = True
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `scan_slice` would do something now."""
+        if self._pass is None:
+            return self._rescan
+        return not self._is_full()
+
+    def scan_slice(self) -> None:
+        """Look at the next names of the folder."""
+        if self._pass is None:
+            if not self._rescan:
+                return
+            self._begin_pass()
+        walk = self._pass
+        if walk is None or self._is_full():
+            return
+        names = [entry.name for entry in itertools.islice(walk.names, SLICE)]
+        for name in sorted(names):
+            walk.unseen.discard(name)
+            if not name.startswith(".") and not name.endswith(_IGNORED):
+                walk.seen += 1
+                walk.skipped |= not self.see(name)
+        if len(names) < SLICE:
+            self._finish_pass(walk)
+
+    def see(self, file: str) -> bool:
+        """Look at one name in pending/; False where its class has no room for it now."""
+        if file in self.held or self.in_hand(file) or any(file in backlog for backlog in self.backlogs.values()):
+            return True
+        try:
+            task = self.queue.look(file)
+        except Unusable as unusable:
+            self._suspect(file, unusable.reason, may_change=unusable.may_change)
+            return True
+        except OSError as error:
+            if not self.trouble:
+                log.error("cannot_read", task=file, error=str(error), next="trying again at the next sweep")
+            self.trouble = f"{file} can't be read: {error}"
+            return True
+        if task is None:
+            return True
+        self._suspects.pop(file, None)
+        return self._admit(file, task)
+
+    def postpone(self) -> None:
+        """Look no further until the next sweep: the folder can't be read now."""
+        self._end_pass()
+        self._rescan = False
+
+    @property
+    def unread(self) -> bool:
+        """Whether pending/ holds names that were not looked at yet."""
+        return self._pass is not None or self._rescan
+
+    def discard(self, file: str) -> None:
+        """Forget a task that went elsewhere."""
+        self.held.pop(file, None)
+        for backlog in self.backlogs.values():
+            backlog.discard(file)
+
+    def reconsider(self) -> None:
+        """Look again at what could not run: the configuration changed."""
+        self.held.clear()
+        self.rescan()
+
+    # -- delayed -----------------------------------------------------------------------------------------------------------
+
+    def promote_due(self) -> float | None:
+        """Move what is due to pending/, and return the seconds until the next is, or None."""
+        now = time.monotonic()
+        while self._due and self._due[0][0] <= now:
+            _, file = heapq.heappop(self._due)
+            if file in self._delayed:
+                self._delayed.discard(file)
+                if self.queue.promote(file) and (parsed := parse_delayed(file)):
+                    self.see(parsed[1].file)
+        return max(0.0, self._due[0][0] - now) if self._due else None
+
+    @property
+    def delayed(self) -> int:
+        """Tasks that wait for their time."""
+        return len(self._delayed)
+
+    def pending_of(self, name: str) -> int:
+        """Tasks of a class that are known to wait."""
+        return len(self.backlogs[name]) + sum(klass == name for klass, _ in self.held.values())
+
+    # -- below -------------------------------------------------------------------------------------------------------------
+
+    def _admit(self, file: str, task: Claim) -> bool:
+        not_before = task.fields.not_before
+        if not_before is not None and not_before > time.time():
+            self.queue.delay(file, not_before)  # and the event of that brings it here again
+            return True
+        klass = task.workload.value
+        if reason := self.why_held(task):
+            if len(self.held) < HIGH_WATER:
+                self.held[file] = (klass, reason)
+            return True
+        backlog = self.backlogs[klass]
+        if len(backlog) >= HIGH_WATER and task.fields.priority <= 0:
+            self._rescan = True
+            return False
+        # A time in the future would be a head start for ever; a clock that was set back must not stop a task.
+        backlog.add(file, min(task.submitted_at, time.time()), task.fields.priority)
+        return True
+
+    def _is_full(self) -> bool:
+        """Whether there is no class that could use another name: reading on would only be reading for nothing."""
+        sizes = [len(backlog) for backlog in self.backlogs.values()]
+        return max(sizes) >= HIGH_WATER or (self._pass is not None and self._pass.skipped and max(sizes) > _LOW_WATER)
+
+    def _begin_pass(self) -> None:
+        self._rescan = False
+        self.page.add_global(Global.SWEEPS)
+        delayed = list_folder(self.queue.layout.delayed)
+        self._delayed.intersection_update(delayed)
+        for file in delayed:
+            self._see_delayed(file)
+        # A descriptor of its own: a listing's place is shared by all copies of a description, also in workers.
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.queue.layout.pending)
+        unseen = {file for backlog in self.backlogs.values() for file in backlog} | self.held.keys()
+        self._pass = _Pass(os.scandir(descriptor), descriptor, unseen)
+        self.trouble = ""
+
+    def _finish_pass(self, walk: _Pass) -> None:
+        for file in walk.unseen:  # known, and gone: claimed by another supervisor, or taken away
+            self.discard(file)
+        self.page.add_global(Global.DRIFT, len(walk.unseen))
+        self.waiting = walk.seen
+        self.page.set_global(Global.TOTAL_PENDING, walk.seen)
+        self._end_pass()
+
+    def _end_pass(self) -> None:
+        if self._pass is not None:
+            self._pass.names.close()  # type: ignore[attr-defined]
+            os.close(self._pass.descriptor)
+            self._pass = None
+
+    def _see_delayed(self, file: str) -> None:
+        if file in self._delayed or file.startswith("."):
+            return
+        parsed = parse_delayed(file)
+        if parsed is None:
+            self._suspect(file, "not a name of delayed/", self.queue.layout.delayed)
+            return
+        # From here on our own clock counts: one that is set meanwhile neither hurries nor stops the task.
+        self._delayed.add(file)
+        heapq.heappush(self._due, (time.monotonic() + max(0.0, parsed[0] - time.time()), file))
+
+    def _suspect(self, file: str, reason: str, folder: int | None = None, *, may_change: bool = True) -> None:
+        """Quarantine what is no task, once it can't be a task that is still being written."""
+        layout: Layout = self.queue.layout
+        folder = layout.pending if folder is None else folder
+        try:
+            status = os.stat(file, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            self._suspects.pop(file, None)
+            return
+        now, signature = time.monotonic(), (status.st_size, status.st_mtime_ns, status.st_ino)
+        suspect = self._suspects.get(file)
+        if may_change and (suspect is None or suspect.signature != signature):
+            if len(self._suspects) < _MAX_SUSPECTS:
+                self._suspects[file] = _Suspect(now, signature)
+            return
+        if may_change and suspect and now - suspect.since < self.partial_grace_s:
+            return
+        self._suspects.pop(file, None)
+        kept = self.queue.quarantine(folder, file, reason)
+        if kept is not None:
+            self.page.add_global(Global.QUARANTINED)
+            log.warning("quarantined", file=file, reason=reason, kept=kept)
+
+    @property
+    def suspects(self) -> int:
+        """Files that are no tasks, and have time left to become one."""
+        return len(self._suspects)
+
+    def is_suspect(self, file: str) -> bool:
+        """Whether this file is no task yet."""
+        return file in self._suspects

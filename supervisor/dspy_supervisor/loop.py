@@ -1,0 +1,436 @@
+"""The supervisor: one process, one thread, one loop. It owns signals, intake, pools and timers, and every child.
+
+It forks, so it imports nothing that starts threads, and calls no handler's code. What it knows is a hint; what lies in the
+queue's folders is the truth, so it may be killed at any moment, and the next one recovers in one sweep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from dspy_fastpath.counters import Counter, Gauge, Global, Page
+
+from . import proctree
+from .backlog import Backlog
+from .channel import Kind, Report
+from .compat import CompatFiles
+from .config import Config, Loaded, differences, notify_environment
+from .control import Control
+from .errors import ServiceUnavailable, SupervisorError
+from .feeder import Feeder
+from .intake import Intake
+from .layout import Layout
+from .log import configure, log, reopen
+from .nodes import Observer, Presence
+from .notify import Notifier
+from .pause import Pause
+from .pool import Death, Pool, Worker
+from .reactor import Reactor
+from .record import Claim
+from .recovery import clear_old
+from .requests import requests
+from .runtime import make_runtime_folder
+from .settle import recover, settle_death
+from .sweeper import Sweeper
+from .task import Cause
+from .taskqueue import TaskQueue
+from .undertaker import Undertaker
+
+SLOTS = 1024  #: workers of one supervisor
+_TROUBLE_S = 5.0  # before a class that met an error of ours tries again
+_CLEAR_S = 3600.0
+
+
+class Supervisor:
+    """Serves one queue until told to stop."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.config: Config = loaded.config
+        self.started_at = time.time()
+        self.reactor = Reactor()
+        config = self.config
+        make_runtime_folder(config.runtime_dir)
+        self.layout = self.open_layout()
+        self._stem = config.runtime_dir / f"{self.layout.queue_id}.{config.instance}"
+        self.presence = Presence(self.layout, self._stem.with_name(self._stem.name + ".lock"))
+        self.queue = TaskQueue(self.layout, max_bytes=config.max_task_bytes, max_depth=config.max_depth)
+        self.page = Page.create(
+            self._stem.with_name(self._stem.name + ".page"), self.layout.queue_id, tuple(config.classes), SLOTS
+        )
+        self._slots = list(range(SLOTS - 1, -1, -1))
+        self.pools = {
+            name: Pool(self, index, settings) for index, (name, settings) in enumerate(config.classes.items())
+        }
+        self.backlogs = {name: Backlog(config.ageing_s) for name in self.pools}
+        self.undertaker = Undertaker(self.queue, self.presence)
+        self.pause = Pause(self.layout)
+        self.compat = self._new_compat()
+        self.intake = Intake(self.queue, self.page, self.backlogs, self.why_held, self.in_hand, config.partial_grace_s)
+        self.feeder = Feeder(self.reactor, self.pools, self.backlogs, see=self.intake.see, show=self.show)
+        self.observer = self._new_observer()
+        self.sweeper = Sweeper(self)
+        self.notifier = Notifier(*notify_environment())
+        self._control = Control(self.reactor, self.socket_path, requests(self))
+        self.alive: set[str] = set()  #: other nodes that serve this queue
+        self.stopping = False
+        self.exit_code = 0
+        self._watch_descriptor: int | None = None
+
+    @property
+    def socket_path(self) -> Path:
+        """Where this supervisor listens."""
+        return self._stem.with_name(self._stem.name + ".sock")
+
+    # -- the life ----------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve the queue; return the exit code."""
+        proctree.become_subreaper()
+        on_signal = self.reactor.on_signal
+        on_signal((signal.SIGTERM, signal.SIGINT), lambda _: self.stop(now=self.stopping))
+        on_signal((signal.SIGHUP,), lambda _: self._reload_or_say_why_not())
+        on_signal((signal.SIGUSR1,), lambda _: self.reopen_logs())
+        on_signal(
+            (signal.SIGTTIN, signal.SIGTTOU), lambda number: self._shift_limits(1 if number == signal.SIGTTIN else -1)
+        )
+        on_signal((signal.SIGCHLD,), lambda _: self._reap_strays())
+        self._say_start()
+        for pool in self.pools.values():
+            self.page.set(pool.klass, Gauge.LIMIT, pool.settings.workers)
+        self._configure_feeder()
+        recover(self)
+        self.watch()
+        self.apply_pause()
+        for pool in self.pools.values():
+            pool.adjust()
+        self.sweeper.look_at_others()
+        self.reactor.call_later(self.sweeper.interval_s, self.sweeper.sweep)
+        self._every(_CLEAR_S, lambda: self.guard(lambda: clear_old(self.layout)))
+        if self.notifier.watchdog_s:
+            self._every(self.notifier.watchdog_s, lambda: self.notifier.send(WATCHDOG=1))
+        self.notifier.send(READY=1, STATUS=f"serving {self.layout.path}")
+        while not self._is_over():
+            self._turn()
+        log.info("stopped", exit=self.exit_code)
+        return self.exit_code
+
+    def stop(self, *, now: bool = False) -> None:
+        """Start nothing more; end when what runs has ended, or its time to do so is over. ``now``: at once."""
+        drain_s, grace_s = self.config.drain_s, self.config.kill_grace_s
+        if now:
+            self._end_running("the supervisor was told to end at once", at_once=True)
+        if self.stopping:
+            return
+        self.stopping = True
+        running = self.feeder.inflight
+        log.info("stopping", running=running, drain_s=drain_s)
+        self.notifier.send(
+            STOPPING=1, EXTEND_TIMEOUT_USEC=int((drain_s + grace_s + 5) * 1e6), STATUS=f"draining {running} tasks"
+        )
+        for pool in self.pools.values():
+            pool.drain()
+        self.reactor.call_later(
+            drain_s, lambda: self._end_running(f"it did not end within the {drain_s:g} s of the drain")
+        )
+
+    def close(self) -> None:
+        """Give everything back; children that are left are killed."""
+        for pool in self.pools.values():
+            pool.end_now("the supervisor ended")
+        self._control.close()
+        self.notifier.close()
+        self.intake.unwatch()
+        with contextlib.suppress(OSError):
+            self.undertaker.close()
+        self.compat.close()
+        self.page.close()
+        self.presence.close()
+        self.layout.close()
+        self.reactor.close()
+
+    def _turn(self) -> None:
+        """One turn of the loop: feed, wait, look further into the folder."""
+        if not (self.stopping or self.sweeper.missing or self.sweeper.is_silent):
+            self.feeder.pump()
+        reading = not self.stopping and not self.sweeper.missing and self.intake.has_work
+        self.reactor.run_once(0.0 if reading else 60.0)
+        if reading:
+            self.guard(self.intake.scan_slice)
+
+    def _is_over(self) -> bool:
+        if self.config.burst and not self.stopping:
+            self._end_burst()
+        return self.stopping and not any(pool.workers for pool in self.pools.values())
+
+    def _end_burst(self) -> None:
+        """Stop when nothing is left to do, or nothing of it can be done here."""
+        intake = self.intake
+        if self.sweeper.missing or intake.unread or intake.delayed or intake.suspects or intake.trouble:
+            return
+        if any(pool.inflight or pool.trouble for pool in self.pools.values()):
+            return
+        left = {name: len(backlog) for name, backlog in self.backlogs.items() if backlog}
+        if any(not self.pools[name].failed and not self.pools[name].paused for name in left):
+            return
+        reasons = [f"class {name}: {self.pools[name].failed or 'paused'}" for name in left]
+        reasons += sorted({reason for _, reason in intake.held.values()})
+        if reasons:
+            self.exit_code = ServiceUnavailable.exit_code
+            log.error("tasks_left", tasks=sum(left.values()) + len(intake.held), reasons=reasons)
+        self.stop()
+
+    def _end_running(self, why: str, *, at_once: bool = False) -> None:
+        for pool in self.pools.values():
+            for worker in list(pool.workers):
+                pool.doom(worker, Cause.LOST, why, at_once=at_once)
+
+    # -- what waits -------------------------------------------------------------------------------------------
+
+    def in_hand(self, file: str) -> bool:
+        """Whether a worker was fed this name and has not reported on it."""
+        return any(file in worker.fed for pool in self.pools.values() for worker in pool.workers)
+
+    def why_held(self, task: Claim) -> str:
+        """Return why a task can't run under this configuration, or nothing."""
+        kind, settings = task.fields.kind, self.config.classes[task.workload.value]
+        if kind is not None and kind not in self.config.kinds:
+            return f"kind {kind!r} is not enabled here (kinds = {', '.join(self.config.kinds) or 'none'})"
+        if kind is None and settings.handler is None:
+            return f"no handler for class {settings.name}: start with --handler {settings.name}=module:function"
+        if not self.pools[settings.name].limit:
+            return f"class {settings.name} has no workers here: start with --workers {settings.name}=1"
+        return ""
+
+    # -- what pools report -----------------------------------------------------------------------------------------------------
+
+    def reported(self, pool: Pool, report: Report) -> None:
+        """One thing happened to one task."""
+        kind, file = report.kind, report.file
+        if kind is Kind.DONE:
+            self.compat.ended(file)
+            log.debug("done", task=file, run_s=round(report.run_s, 6))
+        elif kind is Kind.FAILED:
+            self.compat.ended(file)
+            log.info("failed", task=file, klass=pool.name, cause=report.text)
+        elif kind is Kind.RETRIED:
+            log.info("retried", task=file, klass=pool.name, cause=report.text)
+        elif kind is Kind.RETURNED:
+            self.intake.see(file)
+        elif kind is Kind.QUARANTINED:
+            self.page.add(pool.klass, Counter.REFUSED)
+            log.warning("quarantined", file=file, reason=report.text)
+        elif kind is Kind.BROKEN:
+            log.error("worker_broken", klass=pool.name, reason=report.text)
+        elif kind is Kind.TROUBLE:
+            self._trouble(pool, report.text)
+            if file:
+                self.intake.rescan()
+
+    def died(self, pool: Pool, worker: Worker, death: Death) -> None:
+        """A worker is gone: settle what it had in hand, and give back what it was only fed."""
+        if self.sweeper.missing:
+            return
+        self.guard(lambda: settle_death(self, pool, worker, death))
+        self._reap_strays()
+
+    def take_slot(self) -> int:
+        """Return a free slot of the shared page."""
+        if not self._slots:
+            raise OSError(11, f"all {SLOTS} worker slots are in use")
+        return self._slots.pop()
+
+    def free_slot(self, slot: int) -> None:
+        """Give a slot back."""
+        self.page.slot_set(slot, 0, 0, 0, 0)
+        self._slots.append(slot)
+
+    def _trouble(self, pool: Pool, why: str) -> None:
+        """An error of ours stops the feeding of a class for a while; no task comes to harm by it."""
+        if not pool.trouble:
+            log.error("class_paused", klass=pool.name, reason=why, next=f"trying again in {_TROUBLE_S:.0f} s")
+
+            def again() -> None:
+                pool.trouble = ""
+                self.intake.rescan()
+
+            self.reactor.call_later(_TROUBLE_S, again)
+        pool.trouble = why
+
+    def guard(self, action: Any) -> None:
+        """Do something with the queue's folders; an error of the disk must not end the supervisor."""
+        try:
+            action()
+        except OSError as error:
+            self.sweeper.check_folders()
+            if not self.sweeper.missing:
+                log.error("disk_trouble", error=str(error), next=f"trying again in {_TROUBLE_S:.0f} s")
+                self.reactor.call_later(_TROUBLE_S, self.intake.rescan)
+                self.intake.postpone()
+
+    # -- the queue's folders ---------------------------------------------------------------------------------------------
+
+    def open_layout(self, queue_id: str | None = None) -> Layout:
+        """Open the configured queue, and make what is missing of it."""
+        config = self.config
+        return Layout.open(
+            config.queue_dir,
+            create=True,
+            insecure=config.insecure,
+            durability=config.durability,
+            bounds=(config.max_pending, config.max_pending_bytes),
+            queue_id=queue_id,
+        )
+
+    def move_to(self, layout: Layout) -> None:
+        """Serve these folders instead; nothing is running, and a watch must follow."""
+        self.intake.unwatch()
+        old, self.layout, self.queue.layout = self.layout, layout, layout
+        self.presence.adopt(layout)
+        self.undertaker = Undertaker(self.queue, self.presence)
+        self.pause = Pause(layout)
+        self.compat.close()
+        self.compat = self._new_compat()
+        self.observer = self._new_observer()
+        old.close()
+
+    def watch(self) -> None:
+        """Watch the queue's folders, and scan them."""
+        if self._watch_descriptor is not None:
+            self.reactor.remove(self._watch_descriptor)
+        self._watch_descriptor = self.intake.watch()
+        self.reactor.add(self._watch_descriptor, self._arrived)
+
+    # -- what others ask for -----------------------------------------------------------------------------------------------
+
+    def reload(self) -> dict[str, Any]:
+        """Read the configuration anew; apply what can be applied, and return what was and what needs a restart."""
+        loaded = self.loaded.reload()
+        live, restart = differences(self.config, loaded.config)
+        self.loaded, self.config = loaded, loaded.config
+        configure(self.config.log_level, self.config.log_file)
+        for name, pool in self.pools.items():
+            before, pool.settings = pool.settings, self.config.classes[name]
+            if before.workers != pool.settings.workers:
+                self.set_limit(name, pool.settings.workers, "reload")
+            pool.renew = pool.renew or bool(live)
+            pool.mend()
+        self._configure_feeder()
+        self.intake.partial_grace_s = self.config.partial_grace_s
+        self.intake.reconsider()
+        log.info("reloaded", applied=list(live), needs_restart=list(restart))
+        return {"applied": list(live), "needs_restart": list(restart)}
+
+    def reopen_logs(self) -> dict[str, Any]:
+        """Open log files anew, after a rotation."""
+        reopen()
+        log.info("logs_reopened")
+        return {}
+
+    def set_limit(self, name: str, limit: int, why: str) -> None:
+        """Let so many tasks of a class run at once."""
+        pool = self.pools[name]
+        log.info("limit", klass=name, before=pool.limit, now=limit, reason=why)
+        self.page.set(pool.klass, Gauge.LIMIT, limit)
+        pool.adjust()
+        self.intake.reconsider()
+
+    def apply_pause(self) -> None:
+        """Do as paused.json says."""
+        paused = self.pause.read()
+        for name, pool in self.pools.items():
+            now = paused is not None and paused.includes(name)
+            if now != pool.paused:
+                log.info("paused" if now else "resumed", klass=name, reason=paused.reason if paused else "")
+                pool.paused = now
+                if not pool.failed:
+                    self.page.set(pool.klass, Gauge.STATE, int(now))
+
+    def worker_of(self, file: str) -> Worker | None:
+        """Return the worker that has this task in hand."""
+        for pool in self.pools.values():
+            for worker in pool.workers:
+                if self.page.slot(worker.slot).name == file.encode():
+                    return worker
+        return None
+
+    # -- below -----------------------------------------------------------------------------------------------------------------
+
+    def _reload_or_say_why_not(self) -> None:
+        try:
+            self.reload()
+        except SupervisorError as error:
+            log.error("reload_refused", error=str(error), next="going on with the configuration as it was")
+
+    def _shift_limits(self, step: int) -> None:
+        for name, pool in self.pools.items():
+            if pool.limit:
+                self.set_limit(name, max(1, min(SLOTS // len(self.pools), pool.limit + step)), "signal")
+
+    def _reap_strays(self) -> None:
+        """End what a dead worker's tasks left running: it is our child now, and no worker."""
+        proctree.reap_orphans({worker.pid for pool in self.pools.values() for worker in pool.workers})
+
+    def show(self) -> None:
+        """Write down how full everything is, for whoever looks."""
+        depths = {}
+        for name, pool in self.pools.items():
+            pending = self.intake.pending_of(name)
+            self.page.set(pool.klass, Gauge.PENDING, pending)
+            self.page.set(pool.klass, Gauge.INFLIGHT, pool.inflight)
+            self.page.set(pool.klass, Gauge.WORKERS, len(pool.workers))
+            depths[name] = pending + pool.inflight
+        self.page.set_global(Global.UNSCANNED, int(self.intake.unread))
+        self.compat.show(depths)
+
+    def _say_start(self) -> None:
+        filesystem, config = self.layout.filesystem, self.config
+        log.info(
+            "starting",
+            queue=str(self.layout.path),
+            mode=config.mode,
+            durability=self.layout.durability,
+            filesystem=filesystem.name,
+            workers={name: settings.workers for name, settings in config.classes.items()},
+        )
+        if filesystem.volatile:
+            log.warning("volatile", filesystem=filesystem.name, means="nothing in this queue survives a reboot")
+        if config.insecure:
+            log.warning("insecure", means="whoever may write the queue's folder may run programs as this user")
+
+    def _configure_feeder(self) -> None:
+        weights = {name: settings.weight for name, settings in self.config.classes.items()}
+        self.feeder.configure(self.config.total_limit, weights)
+
+    def _new_compat(self) -> CompatFiles:
+        return CompatFiles(self.layout, metrics=self.config.compat_files, actions=self.config.action_log)
+
+    def _new_observer(self) -> Observer:
+        config = self.config
+        return Observer(self.presence.node, self.layout, config.runtime_dir, config.take_after_s, config.heartbeat_s)
+
+    def _arrived(self) -> None:
+        self.guard(self.intake.take_events)
+        if self.intake.lost:
+            self.reactor.call_later(0.0, self.sweeper.check_folders)
+
+    def _every(self, period_s: float, action: Any) -> None:
+        def again() -> None:
+            action()
+            self.reactor.call_later(period_s, again)
+
+        self.reactor.call_later(period_s, again)
+
+
+def run(loaded: Loaded) -> int:
+    """Serve the queue of a configuration in the foreground; return the exit code."""
+    configure(loaded.config.log_level, loaded.config.log_file)
+    supervisor = Supervisor(loaded)
+    try:
+        return supervisor.run()
+    finally:
+        supervisor.close()

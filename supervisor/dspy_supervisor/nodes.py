@@ -1,0 +1,205 @@
+"""Who serves a queue, and who is dead.
+
+A supervisor that runs is a *node*: a random id, a lock on a local file, and a heartbeat ``nodes/NODE.hb``::
+
+    {"node", "counter", "boot_id", "machine_id", "lock": {"file", "device", "inode"}, "pid", "host", "started_at"}
+
+Its workers claim into ``claimed/NODE.N.SLOT/``, so whose a claim is needs no content. Whether a node is dead:
+
+- a node that locked a file which this host can open, and whose lock is free, is dead: the kernel releases a lock with its
+  holder. No time-out is involved;
+- a node of this machine from before the last boot is dead, if the queue lies on a local disk: nobody else can mount it;
+- any other is judged by its counter: dead when that did not change for ``take_after_s`` by *our own* monotonic clock,
+  counting only time in which our own heartbeat reached the disk. Times of other hosts are never compared, nor mtimes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from dspy_fastpath.ids import uuid7
+
+from .errors import AlreadyRunning
+from .layout import Layout, list_folder, read_json, replace_json
+
+_SUFFIX = ".hb"
+_LEAST_PERIODS = 10  # a node that is slow to beat is not dead: never judge by fewer missed beats than this
+
+
+def _read_line(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def node_of(owner: str) -> str:
+    """Return the node that an owner of claims (NODE.N.SLOT) belongs to."""
+    return owner.partition(".")[0]
+
+
+class Presence:
+    """This process as a node: its lock, its id, its heartbeat."""
+
+    def __init__(self, layout: Layout, lock_path: Path) -> None:
+        """Take the lock. Raises AlreadyRunning while another process of this host has it."""
+        self.lock_path = lock_path
+        self.node = uuid7().replace("-", "")[-20:]
+        self._counter = 0
+        self._owners = 0
+        self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._lock, 64).decode(errors="replace").partition(" ")[0]
+            os.close(self._lock)
+            raise AlreadyRunning(
+                f"a supervisor (pid {holder or 'unknown'}) of this host serves {layout.path} already; 'dspy-supervisor "
+                f"stop --queue-dir {layout.path}' ends it, --instance NAME starts a second one beside it"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()} {self.node}\n".encode(), 0)
+        self.adopt(layout)
+
+    def adopt(self, layout: Layout) -> None:
+        """Announce this node in a queue, also one that was made again."""
+        self._layout = layout
+        self.beat(durable=layout.syncs)
+
+    def beat(self, *, durable: bool = False) -> None:
+        """Write the heartbeat with its next count. Raises OSError, and then this node must not judge others."""
+        self._counter += 1
+        status = os.fstat(self._lock)
+        beat = {
+            "node": self.node,
+            "counter": self._counter,
+            "boot_id": _read_line("/proc/sys/kernel/random/boot_id"),
+            "machine_id": _read_line("/etc/machine-id"),
+            "lock": {"file": self.lock_path.name, "device": status.st_dev, "inode": status.st_ino},
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started_at": round(time.time(), 3) if self._counter == 1 else None,
+        }
+        replace_json(self._layout.nodes, self.node + _SUFFIX, beat, durable=durable)
+
+    def new_owner(self, slot: int | str) -> str:
+        """Return an owner's name that was never used: each incarnation of a worker has its own."""
+        self._owners += 1
+        return f"{self.node}.{self._owners}.{slot}"
+
+    def forget_in_child(self) -> None:
+        """Close the lock in a forked child: it belongs to the parent alone."""
+        os.close(self._lock)
+
+    def close(self) -> None:
+        """Leave: remove the heartbeat, release the lock."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.node + _SUFFIX, dir_fd=self._layout.nodes)
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(slots=True)
+class _Seen:
+    counter: object
+    unchanged_s: float = 0.0  # by our own clock, while our own beats succeeded
+
+
+@dataclass(slots=True)
+class Observer:
+    """Judges the other nodes of a queue."""
+
+    me: str
+    layout: Layout
+    locks: Path  #: the runtime folder: locks are looked for there and nowhere else, whatever a heartbeat says
+    take_after_s: float  #: seconds
+    heartbeat_s: float  #: seconds between our own beats
+    _seen: dict[str, _Seen] = field(default_factory=dict)
+    _last: float | None = None
+
+    def others(self) -> set[str]:
+        """Return the nodes, beside this one, that have a heartbeat or claims."""
+        found = {name[: -len(_SUFFIX)] for name in list_folder(self.layout.nodes) if name.endswith(_SUFFIX)}
+        found |= {node_of(owner) for owner in list_folder(self.layout.claimed)}
+        return {node for node in found if not node.startswith(".")} - {self.me}
+
+    def dead(self, now: float, *, beating: bool) -> set[str]:
+        """Return the nodes that are dead at ``now`` (monotonic seconds); ``beating``: our own last heartbeat was written."""
+        elapsed = now - self._last if beating and self._last is not None else 0.0
+        # A pause of ours (a suspended machine, SIGSTOP) proves nothing about the others.
+        elapsed = min(elapsed, 2 * self.heartbeat_s)
+        self._last = now if beating else None
+        others = self.others()
+        for gone in self._seen.keys() - others:
+            del self._seen[gone]
+        return {node for node in others if self._is_dead(node, elapsed)}
+
+    def _is_dead(self, node: str, elapsed: float) -> bool:
+        beat = read_json(self.layout.nodes, node + _SUFFIX)
+        if beat is not None and (known := self._dead_by_lock(beat)) is not None:
+            return known
+        counter = beat.get("counter") if beat else None
+        seen = self._seen.get(node)
+        if seen is None or seen.counter != counter:
+            self._seen[node] = _Seen(counter)
+            return False
+        seen.unchanged_s += elapsed
+        return seen.unchanged_s >= max(self.take_after_s, _LEAST_PERIODS * self.heartbeat_s)
+
+    def _dead_by_lock(self, beat: dict[str, Any]) -> bool | None:
+        """Whether the node's lock tells that it is dead, or None where the lock tells nothing here."""
+        if beat.get("boot_id") != _read_line("/proc/sys/kernel/random/boot_id"):
+            same_machine = beat.get("machine_id") and beat.get("machine_id") == _read_line("/etc/machine-id")
+            return True if same_machine and not self.layout.filesystem.network else None
+        lock = beat.get("lock")
+        name = lock.get("file") if isinstance(lock, dict) else None
+        if not isinstance(lock, dict) or not isinstance(name, str) or Path(name).name != name:
+            return None
+        try:
+            descriptor = os.open(self.locks / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None  # a container of this host with a runtime folder of its own, perhaps
+        try:
+            status = os.fstat(descriptor)
+            if (status.st_dev, status.st_ino) != (lock.get("device"), lock.get("inode")):
+                return None
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Held, but perhaps by the node that came after it: the holder has written its id.
+                return os.pread(descriptor, 64, 0).split()[1:] != [str(beat.get("node")).encode()]
+            return True
+        finally:
+            os.close(descriptor)
+
+    def forget(self, node: str) -> None:
+        """Remove a dead node's heartbeat, after all its claims are taken."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(node + _SUFFIX, dir_fd=self.layout.nodes)
+        self._seen.pop(node, None)
+
+
+def claims_of(layout: Layout, nodes: set[str]) -> dict[str, list[str]]:
+    """Return what lies in the claim folders of these nodes: owner to file names."""
+    found: dict[str, list[str]] = {}
+    for owner in list_folder(layout.claimed):
+        if node_of(owner) not in nodes:
+            continue
+        descriptor = os.open(owner, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.claimed)
+        try:
+            found[owner] = sorted(list_folder(descriptor))
+        finally:
+            os.close(descriptor)
+    return found

@@ -1,0 +1,404 @@
+"""The workers of one class: forked, fed, watched, ended, replaced.
+
+Each worker has a socket pair, which tells who is idle, so a limit holds by not feeding; a pidfd, which tells at once that
+it died; and a folder of claims that was never used before, so that what it had in hand is one listing. Names that were
+fed but not claimed are in pending/ still, and go back to the backlog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dspy_fastpath.counters import Counter, Gauge, Page, SlotState
+
+from . import proctree
+from .channel import LONG_S, MAX_NAMES, MAX_PACKET, SHORT_S, Kind, Report, pack_names, unpack
+from .config import ClassConfig, Config
+from .log import log
+from .nodes import Presence
+from .reactor import Reactor
+from .task import Cause
+from .taskqueue import TaskQueue
+from .worker import Post, live
+
+_STACKS_S = 0.2  # what a stuck worker gets to write its stacks
+_DEATH_S = 5.0  # SIGKILL takes effect at once, but for a process that waits for a disk
+_HEALTHY_S = 30.0  # a worker that lived so long did not die of its start
+
+
+class Owner(Protocol):
+    """What a pool asks of the supervisor."""
+
+    config: Config
+    queue: TaskQueue
+    page: Page
+    presence: Presence
+    reactor: Reactor
+
+    def reported(self, pool: Pool, report: Report) -> None:
+        """One thing happened to one task."""
+
+    def died(self, pool: Pool, worker: Worker, death: Death) -> None:
+        """A worker is gone, and was reaped."""
+
+    def take_slot(self) -> int:
+        """Return a free slot of the shared page."""
+
+    def free_slot(self, slot: int) -> None:
+        """Give a slot back."""
+
+
+@dataclass(slots=True)
+class Death:
+    """How a worker ended."""
+
+    status: int  #: wait status
+    cause: Cause
+    message: str
+    wanted: bool  #: it was told to end, and had nothing in hand
+    stacks: str = ""
+    start_ns: int = 0  #: monotonic, of the task in hand; 0: none had begun
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker process, seen from the supervisor."""
+
+    pid: int
+    pidfd: int
+    slot: int
+    owner: str
+    channel: socket.socket
+    stacks: int
+    started: float  #: monotonic seconds
+    settings: ClassConfig
+    retire_after: int  #: tasks; 0: never
+    fed: dict[str, float] = field(default_factory=dict)  #: names it has and did not report on: when they were fed
+    ready: bool = False
+    ending: bool = False  #: told to end when it has nothing in hand
+    tasks: int = 0
+    doom: tuple[Cause, str] | None = None  #: why it is being killed
+    oom_kills: int = 0  #: of this host, when it started
+
+
+class Pool:
+    """The workers of one class."""
+
+    def __init__(self, owner: Owner, klass: int, settings: ClassConfig) -> None:
+        self._owner = owner
+        self.klass, self.settings = klass, settings
+        self.workers: list[Worker] = []
+        self.failed: str = ""  #: why no worker is started any more
+        self.trouble: str = ""  #: why nothing is fed at the moment
+        self.paused = self.suspended = False
+        self.mean_run_s = 1.0  #: of the tasks of late
+        self._failures = 0  # deaths at start, in a row
+        self._spawn_at = 0.0  # monotonic seconds
+        self.renew = False  #: the configuration changed: workers that know the old one are replaced
+        self._broken = ""  # what a worker said before it ended at its start
+        self._draining = False
+
+    # -- what the supervisor sees ------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The class."""
+        return self.settings.name
+
+    @property
+    def limit(self) -> int:
+        """Tasks of this class that may run at once: whoever wrote it last into the shared page decides."""
+        return self._owner.page.gauge(self.klass, Gauge.LIMIT)
+
+    @property
+    def inflight(self) -> int:
+        """Workers that have work."""
+        return sum(bool(worker.fed) for worker in self.workers)
+
+    def hungry(self, backlog: int) -> tuple[Worker, int] | None:
+        """Return a worker to feed and how many names it may get; None where the limit or the workers are used up."""
+        if self.paused or self.trouble or self.failed or self._draining or not backlog:
+            return None
+        prefetch = self._prefetch(backlog)
+        able = [worker for worker in self.workers if worker.ready and not worker.ending and worker.doom is None]
+        if self.inflight < self.limit and (idle := next((w for w in able if not w.fed), None)):
+            return idle, prefetch
+        if prefetch > 1 and (low := next((w for w in able if 0 < len(w.fed) <= prefetch // 2), None)):
+            return low, prefetch - len(low.fed)
+        return None
+
+    def _prefetch(self, backlog: int) -> int:
+        """Return how many names a worker may hold: one, unless tasks are so short that it would wait for us between them."""
+        if self.mean_run_s >= SHORT_S or backlog <= 2 * len(self.workers):
+            return 1
+        share = backlog // (2 * max(1, min(self.limit, len(self.workers))))
+        return max(1, min(MAX_NAMES, share, int(SHORT_S / max(self.mean_run_s, 5e-5))))
+
+    def stuck_names(self, now: float) -> list[str]:
+        """Return, and forget, the names that wait in workers behind a task that turned out long."""
+        found = []
+        for worker in self.workers:
+            if len(worker.fed) < 2:
+                continue
+            slot = self._owner.page.slot(worker.slot)
+            if slot.start_ns and now - slot.start_ns / 1e9 > LONG_S:
+                in_hand = slot.name.decode()
+                names = [file for file in worker.fed if file != in_hand]
+                for file in names:
+                    del worker.fed[file]
+                found += names
+        return found
+
+    def feed(self, worker: Worker, files: Sequence[str]) -> bool:
+        """Hand names to a worker; False where it is gone, and the names are the caller's again."""
+        try:
+            worker.channel.send(pack_names(files))
+        except OSError:
+            return False  # its death is about to be noticed
+        now = time.monotonic()
+        for file in files:
+            worker.fed[file] = now
+        return True
+
+    # -- the number of workers -------------------------------------------------------------------------------------------
+
+    def adjust(self) -> None:
+        """Fork what is missing, and let go what is too many or due to be replaced."""
+        if self._draining or self.failed or self.suspended:
+            return
+        now = time.monotonic()
+        wanted = self.limit if self.settings.handler or self._owner.config.kinds else 0
+        staying = [worker for worker in self.workers if not worker.ending and worker.doom is None]
+        for worker in staying:
+            if self.renew or self._is_worn(worker, now):
+                self._let_go(worker)
+        self.renew = False
+        staying = [worker for worker in staying if not worker.ending]
+        for worker in sorted(staying, key=lambda worker: bool(worker.fed))[: max(0, len(staying) - wanted)]:
+            self._let_go(worker)
+            staying.remove(worker)
+        if now < self._spawn_at:
+            return
+        for _ in range(wanted - len(staying)):
+            try:
+                self._fork()
+            except OSError as error:  # EAGAIN, ENOMEM, EMFILE: ours, and it may pass
+                self._back_off(f"fork: {error}")
+                return
+
+    def drain(self) -> None:
+        """Start nothing more, and let every worker end when it has nothing in hand."""
+        self._draining = True
+        for worker in list(self.workers):
+            self._let_go(worker)
+
+    def end_now(self, why: str) -> None:
+        """Kill every worker, reap it, and start none: what they ran is settled, or void."""
+        self.suspended = True
+        for worker in list(self.workers):
+            self.doom(worker, Cause.LOST, why, at_once=True)
+            select.select([worker.pidfd], [], [], _DEATH_S)
+            self._exited(worker)
+        self.suspended = False
+
+    def doom(self, worker: Worker, cause: Cause, message: str, *, at_once: bool = False) -> None:
+        """End a worker whatever it does: its stacks, TERM, KILL, each in its time, to the whole tree of its processes."""
+        if worker.doom is not None and not at_once:
+            return
+        worker.doom = worker.doom or (cause, message)
+        reactor, grace_s = self._owner.reactor, self._owner.config.kill_grace_s
+        if at_once:
+            self._signal(worker, signal.SIGKILL)
+            return
+        self._signal(worker, signal.SIGUSR2, tree=False)
+
+        def terminate() -> None:
+            self._signal(worker, signal.SIGTERM)
+            reactor.call_later(grace_s, lambda: self._signal(worker, signal.SIGKILL))
+
+        reactor.call_later(_STACKS_S, terminate)
+
+    def check_deadlines(self, now: float) -> None:
+        """End the workers whose task is out of time, and those that don't take what they were fed."""
+        for worker in self.workers:
+            if not worker.fed or worker.doom is not None:
+                continue
+            slot = self._owner.page.slot(worker.slot)
+            if slot.deadline_ns and now * 1e9 > slot.deadline_ns:
+                ran = now - slot.start_ns / 1e9
+                self.doom(worker, Cause.TIMEOUT, f"out of time after {ran:.1f} s")
+
+    # -- events --------------------------------------------------------------------------------------------------------------
+
+    def _readable(self, worker: Worker) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while packet := worker.channel.recv(MAX_PACKET):
+                for report in unpack(packet):
+                    self._heard(worker, report)
+
+    def _heard(self, worker: Worker, report: Report) -> None:
+        if report.kind is Kind.READY:
+            worker.ready = True
+            self._owner.page.slot_set(worker.slot, worker.pid, 0, self.klass, SlotState.IDLE)
+        elif report.kind is Kind.BROKEN:
+            self._broken = report.text
+            self._owner.reported(self, report)
+        else:
+            worker.fed.pop(report.file, None)
+            if report.kind in (Kind.DONE, Kind.FAILED, Kind.RETRIED):
+                worker.tasks += 1
+                self._failures = 0
+                self.mean_run_s += 0.2 * (report.run_s - self.mean_run_s)
+            self._owner.reported(self, report)
+            if not worker.fed and (worker.ending or self._is_worn(worker, time.monotonic())):
+                self._let_go(worker)
+
+    def _exited(self, worker: Worker) -> None:
+        """Reap a worker, whatever ended it, and let the supervisor settle what it had in hand."""
+        self._readable(worker)  # what it said before it died
+        _, status = os.waitpid(worker.pid, 0)
+        owner = self._owner
+        owner.reactor.remove(worker.channel.fileno())
+        owner.reactor.remove(worker.pidfd)
+        death = self._explain(worker, status)
+        for descriptor in (worker.pidfd, worker.stacks):
+            os.close(descriptor)
+        worker.channel.close()
+        self.workers.remove(worker)
+        death.start_ns = owner.page.slot(worker.slot).start_ns
+        owner.free_slot(worker.slot)
+        owner.page.add(self.klass, Counter.RESTARTS, int(not death.wanted))
+        owner.died(self, worker, death)
+        if not death.wanted and not worker.doom:
+            lived = time.monotonic() - worker.started
+            if not worker.ready or (not worker.tasks and lived < _HEALTHY_S and not worker.fed):
+                self._back_off(self._broken or death.message)
+        self.adjust()
+
+    # -- below ---------------------------------------------------------------------------------------------------------------
+
+    def _fork(self) -> None:
+        owner = self._owner
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stacks = os.memfd_create("stacks", os.MFD_CLOEXEC)
+        slot = owner.take_slot()
+        claims = owner.presence.new_owner(slot)
+        post = Post(slot, claims, self.klass, self.settings, owner.config, stacks)
+        os.close(owner.queue.open_owner(claims))  # there before the worker is: its death is then one listing
+        parent = os.getpid()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Signals wait until the child has dropped our handlers. This process has one thread, so fork is safe.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            gc.freeze()  # what exists now is shared with the child until one of us writes to it
+            pid = os.fork()
+            if pid == 0:
+                live(post, owner.queue, theirs, owner.page, parent)
+        except OSError:
+            ours.close()
+            os.close(stacks)
+            owner.free_slot(slot)
+            owner.queue.close_owner(claims)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            theirs.close()
+        ours.setblocking(False)
+        limit = self.settings.max_tasks
+        worker = Worker(
+            pid, os.pidfd_open(pid), slot, claims, ours, stacks, time.monotonic(), self.settings,
+            retire_after=limit and max(1, round(limit * random.uniform(0.9, 1.1))),
+            oom_kills=oom_kills(),
+        )  # fmt: skip
+        self.workers.append(worker)
+        owner.page.slot_set(slot, pid, 0, self.klass, SlotState.STARTING)
+        owner.reactor.add(ours.fileno(), lambda: self._readable(worker))
+        owner.reactor.add(worker.pidfd, lambda: self._exited(worker))
+
+    def _let_go(self, worker: Worker) -> None:
+        """Tell a worker to end as soon as it has nothing in hand."""
+        worker.ending = True
+        if not worker.fed:
+            with contextlib.suppress(OSError):
+                worker.channel.send(pack_names(()))
+
+    def _is_worn(self, worker: Worker, now: float) -> bool:
+        settings = worker.settings
+        if worker.retire_after and worker.tasks >= worker.retire_after:
+            return True
+        # The slot's number spreads what was started together.
+        if settings.max_age_s and now - worker.started > settings.max_age_s * (0.9 + 0.2 * (worker.slot % 16) / 16):
+            return True
+        return bool(settings.max_rss_bytes) and rss_bytes(worker.pid) > settings.max_rss_bytes
+
+    def _signal(self, worker: Worker, number: signal.Signals, *, tree: bool = True) -> None:
+        if worker not in self.workers:
+            return
+        if tree:
+            proctree.kill_tree([worker.pid], number)
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(worker.pidfd, number)
+
+    def _explain(self, worker: Worker, status: int) -> Death:
+        stacks = ""
+        if worker.doom is not None:
+            size = min(os.fstat(worker.stacks).st_size, 3072)
+            stacks = os.pread(worker.stacks, size, 0).decode(errors="replace")
+            return Death(status, *worker.doom, wanted=False, stacks=stacks)
+        code = os.waitstatus_to_exitcode(status)
+        who = f"worker {worker.pid} ({self.name})"
+        if code == -signal.SIGKILL and oom_kills() > worker.oom_kills:
+            return Death(status, Cause.OUT_OF_MEMORY, f"{who} was killed by the kernel, which was out of memory", False)
+        if code < 0:
+            return Death(status, Cause.SIGNAL, f"{who} was killed by {signal.Signals(-code).name}", False)
+        return Death(status, Cause.EXIT, f"{who} ended with exit code {code}", worker.ending and code == 0)
+
+    def _back_off(self, why: str) -> None:
+        self._failures += 1
+        config = self._owner.config
+        if self._failures >= config.breaker_starts:
+            self.failed = f"{self._failures} workers in a row died at their start; the last: {why}"
+            self._owner.page.set(self.klass, Gauge.STATE, 2)
+            log.error(
+                "class_failed", klass=self.name, reason=self.failed, retry="'queue resume' or a reload tries again"
+            )
+            return
+        delay_s = min(config.backoff_cap_s, 0.1 * 2 ** (self._failures - 1))
+        self._spawn_at = time.monotonic() + delay_s
+        log.warning("backing_off", klass=self.name, delay_s=delay_s, reason=why)
+        self._owner.reactor.call_later(delay_s, self.adjust)
+
+    def mend(self) -> None:
+        """Try again after the breaker opened."""
+        self.failed, self._failures, self._spawn_at = "", 0, 0.0
+        self._owner.page.set(self.klass, Gauge.STATE, 1 if self.paused else 0)
+        self.adjust()
+
+
+def rss_bytes(pid: int) -> int:
+    """Return the resident memory of a process, or 0 where it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel of this host killed for memory since it started."""
+    with contextlib.suppress(OSError), open("/proc/vmstat", "rb") as file:
+        for line in file:
+            if line.startswith(b"oom_kill "):
+                return int(line.split()[1])
+    return 0

@@ -1,0 +1,194 @@
+"""What a running supervisor answers to on its control socket."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dspy_fastpath.counters import Counter, Gauge, Global
+
+from .errors import ConfigError, SupervisorError, TaskNotFound
+from .lookup import find_one, quarantined
+from .task import Cause, State, WorkloadClass
+from .taskqueue import parse_delayed, past_causes
+
+if TYPE_CHECKING:
+    from .loop import Supervisor
+    from .pool import Pool
+
+Request = Mapping[str, Any]
+_STATES = {0: "running", 1: "paused", 2: "failed"}
+
+
+def requests(supervisor: Supervisor) -> dict[str, Callable[[Request], Mapping[str, Any]]]:
+    """Return what can be asked, by name."""
+    return {
+        "status": lambda _: status(supervisor),
+        "stop": lambda request: _stop(supervisor, request),
+        "pause": lambda request: _pause(supervisor, request),
+        "resume": lambda request: _resume(supervisor, request),
+        "cancel": lambda request: cancel(supervisor, _text(request, "id")),
+        "limit": lambda request: _limit(supervisor, request),
+        "reload": lambda _: supervisor.reload(),
+        "reopen": lambda _: supervisor.reopen_logs(),
+        "explain": lambda request: {"explanation": explain(supervisor, _text(request, "id"))},
+    }
+
+
+def status(supervisor: Supervisor) -> dict[str, Any]:
+    """Return how the supervisor and its classes are."""
+    page, intake = supervisor.page, supervisor.intake
+    return {
+        "schema_version": 1,
+        "running": True,
+        "pid": os.getpid(),
+        "mode": supervisor.config.mode,
+        "queue_dir": str(supervisor.layout.path),
+        "queue_id": supervisor.layout.queue_id,
+        "instance": supervisor.config.instance,
+        "durability": str(supervisor.layout.durability),
+        "uptime_s": round(time.time() - supervisor.started_at, 3),
+        "stopping": supervisor.stopping,
+        "problem": supervisor.sweeper.missing or intake.trouble or None,
+        "delayed": intake.delayed,
+        "unread": intake.unread,
+        "sweeps": page.get_global(Global.SWEEPS),
+        "quarantined": page.get_global(Global.QUARANTINED),
+        "classes": {name: _class_status(supervisor, pool) for name, pool in supervisor.pools.items()},
+    }
+
+
+def explain(supervisor: Supervisor, task_id: str) -> str:
+    """Return in plain words where a task is, and why it does not run."""
+    layout, intake = supervisor.layout, supervisor.intake
+    found = find_one(layout, task_id)
+    if found is None:
+        if reason := quarantined(layout, task_id):
+            return f"it was refused and lies in quarantine/: {reason}"
+        raise TaskNotFound(task_id, layout.path)
+    if found.state in (State.DONE, State.FAILED):
+        return f"it is {found.state}: see 'dspy-supervisor task show {task_id}'"
+    if found.state is State.CLAIMED:
+        running = supervisor.worker_of(found.file)
+        return f"it runs in worker {running.pid}" if running else f"{found.owner} of another supervisor runs it"
+    if found.state is State.DELAYED:
+        wait_s = max(0.0, (found.due or 0.0) - time.time())
+        return f"it waits for its time, {wait_s:.1f} s from now{_last_attempt(supervisor, found.file)}"
+    if held := intake.held.get(found.file):
+        return f"it waits, because {held[1]}"
+    if intake.is_suspect(found.file):
+        return "its file is not valid yet; it goes to quarantine/ if that does not change"
+    for name, backlog in supervisor.backlogs.items():
+        if found.file in backlog:
+            return f"{_why_waiting(supervisor, supervisor.pools[name])}; {backlog.position(found.file)} tasks come before it"
+    if supervisor.in_hand(found.file):
+        return "a worker is about to claim it"
+    return "it was not read yet: the tasks before it come first"
+
+
+def cancel(supervisor: Supervisor, task_id: str) -> dict[str, Any]:
+    """Cancel a task that waits, or end the one that runs; the answer says which."""
+    if supervisor.undertaker.cancel(task_id) is State.FAILED:
+        if (found := find_one(supervisor.layout, task_id)) is not None:
+            supervisor.intake.discard(found.file)
+        return {"id": task_id, "was": "waiting"}
+    found = find_one(supervisor.layout, task_id)
+    running = supervisor.worker_of(found.file) if found else None
+    if running is None:
+        raise SupervisorError(f"task {task_id} runs under another supervisor: cancel it there")
+    pool = next(pool for pool in supervisor.pools.values() if running in pool.workers)
+    pool.doom(running, Cause.CANCELLED, "cancelled while it ran")
+    return {"id": task_id, "was": "running"}
+
+
+def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:
+    page, name = supervisor.page, pool.name
+    return {
+        "pending": supervisor.intake.pending_of(name),
+        "inflight": pool.inflight,
+        "limit": pool.limit,
+        "workers": len(pool.workers),
+        "done": page.counter(pool.klass, Counter.DONE),
+        "failed": page.counter(pool.klass, Counter.FAILED),
+        "retried": page.counter(pool.klass, Counter.RETRIED),
+        "state": _STATES[page.gauge(pool.klass, Gauge.STATE)],
+        "reason": pool.failed or pool.trouble or None,
+        "held": sum(klass == name for klass, _ in supervisor.intake.held.values()),
+        "handler": pool.settings.handler,
+        "mean_run_s": round(pool.mean_run_s, 6),
+    }
+
+
+def _why_waiting(supervisor: Supervisor, pool: Pool) -> str:
+    if supervisor.sweeper.missing:
+        return f"nothing runs: {supervisor.sweeper.missing}"
+    if supervisor.stopping:
+        return "nothing new starts: the supervisor is stopping"
+    if pool.failed:
+        return f"class {pool.name} has failed: {pool.failed}"
+    if pool.paused:
+        paused = supervisor.pause.read()
+        return f"class {pool.name} is paused" + (f" ({paused.reason})" if paused and paused.reason else "")
+    if pool.trouble:
+        return f"class {pool.name} has stopped for a moment: {pool.trouble}"
+    if pool.inflight >= pool.limit:
+        return f"all {pool.limit} places of class {pool.name} are taken"
+    total = supervisor.config.total_limit
+    if total and supervisor.feeder.inflight >= total:
+        return f"all {total} places of this supervisor are taken"
+    return "it is next, as soon as a worker is ready"
+
+
+def _last_attempt(supervisor: Supervisor, file: str) -> str:
+    parsed = parse_delayed(file)
+    history = supervisor.queue.history(parsed[1]) if parsed else []
+    causes = past_causes(history)
+    return f", after attempt {len(causes)} ended by {causes[-1]}: {history[-1].get('message')}" if causes else ""
+
+
+def _stop(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:
+    supervisor.stop(now=bool(request.get("now")))
+    return {"pid": os.getpid()}
+
+
+def _pause(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:
+    supervisor.pause.pause(_classes(request), str(request.get("reason") or ""))
+    supervisor.apply_pause()
+    return {}
+
+
+def _resume(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:
+    supervisor.pause.resume(_classes(request), tuple(supervisor.pools))
+    supervisor.apply_pause()
+    for pool in supervisor.pools.values():
+        if pool.failed:
+            pool.mend()
+    return {}
+
+
+def _limit(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:
+    name, limit = _text(request, "class"), request.get("limit")
+    if name not in supervisor.pools:
+        raise ConfigError("class", name, "one of " + ", ".join(WorkloadClass))
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= 1024:
+        raise ConfigError("limit", limit, "a whole number from 0 to 1024")
+    supervisor.set_limit(name, limit, "set by hand")
+    return {"class": name, "limit": limit}
+
+
+def _classes(request: Request) -> list[str] | None:
+    classes = request.get("classes")
+    if classes is None:
+        return None
+    if not isinstance(classes, list) or not set(classes) <= set(WorkloadClass):
+        raise ConfigError("classes", classes, "a list of " + ", ".join(WorkloadClass))
+    return classes
+
+
+def _text(request: Request, key: str) -> str:
+    value = request.get(key)
+    if not isinstance(value, str):
+        raise ConfigError(key, value, "text")
+    return value

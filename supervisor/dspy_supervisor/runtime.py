@@ -1,0 +1,24 @@
+"""The runtime folder: lock, control socket and shared page of the supervisors of one user on this host.
+
+These belong to the host and are gone after a reboot; nothing of them lies in the queue, which other hosts may share.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from .errors import QueueUnsafe
+
+
+def make_runtime_folder(folder: Path) -> None:
+    """Make the folder, private. Raises QueueUnsafe where one of that name is a stranger's, or open to others."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise QueueUnsafe(
+            f"{folder} is not a folder of your own that only you may write (owner {status.st_uid}, mode "
+            f"{stat.S_IMODE(status.st_mode):04o}): remove it, or name another with --runtime-dir"
+        )

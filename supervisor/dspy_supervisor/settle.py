@@ -1,0 +1,144 @@
+"""What a supervisor does about the dead: its own workers, its predecessors, and other nodes of the queue."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from dspy_fastpath.counters import Counter
+
+from .layout import list_folder
+from .log import log
+from .nodes import node_of
+from .record import Run
+from .recovery import Recovered, is_further, settle_commit, settle_commits, take_from_dead
+from .retry import budget_of, decide
+from .task import Cause, TaskName
+from .taskqueue import Unusable, past_causes
+
+if TYPE_CHECKING:
+    from .loop import Supervisor
+    from .pool import Death, Pool, Worker
+
+_CAUSES = tuple(Cause)
+
+
+def recover(supervisor: Supervisor) -> None:
+    """Bring to an end what dead owners left, before anything is started."""
+    observer = supervisor.observer
+    others = observer.others()
+    dead = observer.dead(time.monotonic(), beating=True)
+    result = Recovered()
+    settle_commits(supervisor.queue, result, alone=others == dead)
+    _take(supervisor, dead, result)
+    supervisor.alive = others - dead
+    if result:
+        log.info("recovered", nodes=len(dead), **{name: getattr(result, name) for name in result.__slots__})
+
+
+def take_dead_nodes(supervisor: Supervisor, *, beating: bool) -> None:
+    """Take the claims of nodes that died while we run; ``beating``: our own last heartbeat was written."""
+    observer = supervisor.observer
+    supervisor.alive = observer.others()
+    if not supervisor.alive:
+        return
+    dead = observer.dead(time.monotonic(), beating=beating)
+    if dead:
+        result = Recovered()
+        supervisor.alive -= dead
+        settle_commits(supervisor.queue, result, alone=not supervisor.alive)
+        _take(supervisor, dead, result)
+        log.warning("took_from_dead", nodes=sorted(dead), tasks=result.taken + result.failed)
+
+
+def settle_death(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death) -> None:
+    """Settle what a dead worker had: the task in hand is charged, the names it was only fed are fed again."""
+    queue = supervisor.queue
+    folder = queue.open_owner(worker.owner)
+    try:
+        in_hand = list_folder(folder)
+        for file in in_hand:
+            name = TaskName.parse(file)
+            if name is None:
+                queue.quarantine(folder, file, "a name in a claim folder that is no task's")
+            elif is_further(queue.layout, name):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(file, dir_fd=folder)
+            else:
+                _settle(supervisor, pool, worker, death, folder, name)
+    finally:
+        os.close(folder)
+    queue.close_owner(worker.owner)
+    for file in worker.fed.keys() - set(in_hand):
+        name = TaskName.parse(file)
+        if name is None or not settle_commit(queue, name):
+            supervisor.intake.see(file)
+    if not death.wanted:
+        log.warning(
+            "worker_died",
+            worker=worker.pid,
+            klass=pool.name,
+            cause=death.cause,
+            message=death.message,
+            tasks=in_hand,
+        )
+
+
+def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, folder: int, name: TaskName) -> None:
+    queue, page = supervisor.queue, supervisor.page
+    try:
+        held = queue.read_claim(name.file, folder)
+    except Unusable as unusable:
+        queue.quarantine(folder, name.file, unusable.reason)
+        return
+    if held is None:
+        return
+    history = queue.history(name)
+    budget = budget_of(supervisor.config, pool.settings, held.fields.max_attempts)
+    died = worker.doom is None
+    cause = Cause.LOST if death.wanted else death.cause
+    verdict = decide(cause, name, past_causes(history), budget, random.random(), died=died)
+    error = _error(death, cause, verdict.final)
+    if verdict.final is None:
+        crashed = died and cause is not Cause.LOST
+        queue.note_attempt(name, error)
+        queue.retry(name.file, folder, time.time() + verdict.delay_s if verdict.delay_s else 0.0, crashed=crashed)
+        page.add(pool.klass, Counter.RETRIED)
+        supervisor.intake.see(name.charged(crashed=crashed).file)
+        return
+    now = time.monotonic()
+    duration = now - death.start_ns / 1e9 if death.start_ns else 0.0
+    started_at = time.time() - duration if death.start_ns else None
+    run = Run(started_at, time.time(), duration, worker.pid, worker.owner)
+    if supervisor.undertaker.bury(folder, name.file, name, error, run):
+        page.add(pool.klass, Counter.FAILED)
+        page.fail(pool.klass, _CAUSES.index(verdict.final))
+        supervisor.compat.ended(name.file)
+        log.info("failed", task=name.file, klass=pool.name, cause=verdict.final, message=death.message)
+
+
+def _error(death: Death, cause: Cause, final: Cause | None) -> dict[str, Any]:
+    error: dict[str, Any] = {"cause": final or cause, "message": death.message}
+    if final is not None and final is not cause:
+        error["last_cause"] = cause
+    code = os.waitstatus_to_exitcode(death.status)
+    if code < 0:
+        error["signal"] = signal.Signals(-code).name
+    else:
+        error["exit_code"] = code
+    if death.stacks:
+        error["stacks"] = death.stacks
+    return error
+
+
+def _take(supervisor: Supervisor, dead: set[str], result: Recovered) -> None:
+    owners = [owner for owner in list_folder(supervisor.layout.claimed) if node_of(owner) in dead]
+    # A claim's class is in its file; the bounds on deliveries are the same for all.
+    budget = budget_of(supervisor.config, next(iter(supervisor.config.classes.values())))
+    take_from_dead(supervisor.undertaker, owners, budget, result, "its supervisor died")
+    for node in dead:
+        supervisor.observer.forget(node)

@@ -1,0 +1,318 @@
+"""The life of a worker: receive a name, claim it, call its handler, record how that ended; one task at a time.
+
+A worker is forked by its pool and never returns from `live`. It trusts nothing that a task may have changed, keeps the
+result of a finished task until it is written, whatever the disk says meanwhile, and dies with its supervisor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from dspy_fastpath.counters import Counter, Histogram, Page
+
+from . import proctree
+from .attempt import Outcome, Surroundings, run
+from .channel import LONG_S, MAX_PACKET, MAX_REPORTS, Kind, Report, pack, unpack_names
+from .config import ClassConfig, Config
+from .errors import ConfigError
+from .handlers import make
+from .parts import Handler, Task
+from .record import Claim, Run, done_record, failed_record
+from .retry import budget_of, decide
+from .task import Cause
+from .taskqueue import TaskQueue, Unusable, exists, past_causes
+
+RETRY_WRITE_S = 5.0  #: between two tries to write a result that the disk didn't take
+_FLUSH_S = 0.002  # reports of tasks shorter than this travel together
+_CAUSES = tuple(Cause)
+#: handlers that end their task in time by themselves, and need a moment more than it to do so
+_SELF_TIMED = frozenset({"command"})
+_SLACK_S = 2.0
+
+
+class Stopped(BaseException):
+    """SIGTERM: the task's time is up. A BaseException, so that a handler's `except Exception` lets it through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What a worker is told at its birth."""
+
+    slot: int
+    owner: str  #: its folder in claimed/, never used before
+    klass: int  #: index of its class in the shared page
+    settings: ClassConfig
+    config: Config
+    stacks: int  #: descriptor that stacks are written to on SIGUSR2
+
+
+def live(post: Post, queue: TaskQueue, channel: socket.socket, page: Page, parent: int) -> NoReturn:
+    """Be a worker until told to end. Called in the forked child; ends the process."""
+    code = 70  # EX_SOFTWARE: this program's fault
+    try:
+        _enter(post, channel, queue, parent)
+        worker = Worker(post, queue, channel, page)
+        try:
+            worker.load()
+        except ConfigError as error:
+            channel.send(pack(Report(Kind.BROKEN, text=str(error))))
+            os._exit(78)
+        channel.send(pack(Report(Kind.READY)))
+        worker.work()
+        code = 0
+    except Stopped:
+        code = 128 + signal.SIGTERM
+    except (BrokenPipeError, ConnectionError):
+        code = 0  # the supervisor is gone
+    except BaseException:  # the last chance to say anything
+        import traceback
+
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _enter(post: Post, channel: socket.socket, queue: TaskQueue, parent: int) -> None:
+    """Leave everything of the supervisor's that a worker must not share."""
+    os.setsid()  # a Ctrl-C at the terminal is for the supervisor, which lets its workers finish
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP) and number < signal.SIGRTMIN:
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _Stop.receive)
+    proctree.die_with_parent(parent)
+    proctree.become_subreaper()
+    faulthandler.register(signal.SIGUSR2, file=post.stacks, all_threads=True, chain=False)
+    keep = {0, 1, 2, channel.fileno(), post.stacks, *queue.layout.descriptors()}
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in keep:
+            with contextlib.suppress(OSError):  # the listing's own descriptor is among them
+                os.close(int(name))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    with contextlib.suppress(ImportError):
+        from setproctitle import setproctitle
+
+        setproctitle(f"dspy-supervisor: {post.settings.name} worker {post.slot}")
+
+
+class _Stop:
+    """What SIGTERM does: it interrupts a handler, and nothing else, since a result must be written to its end."""
+
+    asked = False
+    may_interrupt = False
+
+    @classmethod
+    def receive(cls, _number: int, _frame: object) -> None:
+        cls.asked = True
+        if cls.may_interrupt:
+            raise Stopped
+
+
+class Worker:
+    """One worker process, inside."""
+
+    def __init__(self, post: Post, queue: TaskQueue, channel: socket.socket, page: Page) -> None:
+        self._post, self._queue, self._channel, self._page = post, queue, channel, page
+        self._folder = queue.open_owner(post.owner)
+        self._handlers: dict[str | None, Handler] = {}
+        self._names: deque[str] = deque()
+        self._reports: list[bytes] = []
+        self._flushed_at = 0.0
+
+    def load(self) -> None:
+        """Import the handlers. Raises ConfigError naming the one that can't be."""
+        config = self._post.config
+        for kind, name in [(None, self._post.settings.handler), *((kind, kind) for kind in config.kinds)]:
+            if name is not None:
+                self._handlers[kind] = make(
+                    name,
+                    call_allow=config.call_allow,
+                    command_env=config.command_env,
+                    command_cwd=config.command_cwd,
+                    kill_grace_s=config.kill_grace_s,
+                )
+
+    def work(self) -> None:
+        """Run what arrives until told to end."""
+        surroundings = Surroundings()
+        while True:
+            self._flush()
+            packet = self._channel.recv(MAX_PACKET)
+            if not packet:
+                return  # the supervisor is gone
+            self._names.extend(unpack_names(packet))
+            if not self._names:
+                return
+            while self._names:
+                self._one(self._names.popleft(), surroundings)
+                if _Stop.asked:
+                    raise Stopped
+
+    def _one(self, file: str, surroundings: Surroundings) -> None:
+        try:
+            held = self._queue.claim(file, self._folder)
+        except Unusable as unusable:
+            self._queue.quarantine(self._folder, file, unusable.reason)
+            self._report(Report(Kind.QUARANTINED, file, text=unusable.reason))
+            return
+        except OSError as error:
+            self._give_back(file, error)
+            return
+        if held is None:
+            self._report(Report(Kind.GONE, file))
+            return
+        handler = self._handlers.get(held.fields.kind)
+        if handler is None:
+            # It looked runnable to the supervisor: the configuration changed in between. It waits again.
+            self._queue.release(file, self._folder)
+            self._report(Report(Kind.GONE, file))
+            return
+        started_at, started = time.time(), time.monotonic()
+        outcome = self._run(held, handler, started)
+        duration = time.monotonic() - started
+        self._page.slot_end(self._post.slot)
+        surroundings.restore()
+        if not self._post.settings.keep_children:
+            proctree.reap_orphans(set())
+        facts = Run(started_at, started_at + duration, duration, os.getpid(), self._post.owner)
+        self._record(held, outcome, facts)
+        self._page.observe(self._post.klass, Histogram.WAIT, max(0.0, started_at - held.submitted_at))
+        self._page.observe(self._post.klass, Histogram.RUN, duration)
+        if duration > LONG_S:
+            while self._names:
+                self._report(Report(Kind.RETURNED, self._names.popleft()))
+
+    def _run(self, held: Claim, handler: Handler, started: float) -> Outcome:
+        post, fields = self._post, held.fields
+        timeout_s = fields.timeout_s or post.settings.timeout_s
+        deadline = started + timeout_s if timeout_s else None
+        slack = post.config.kill_grace_s + _SLACK_S if self._is_self_timed(fields.kind) else 0.0
+        self._page.slot_begin(
+            post.slot,
+            int(started * 1e9),
+            int((deadline + slack) * 1e9) if deadline else 0,
+            held.file.encode(),
+        )
+        task = Task(
+            id=held.name.id,
+            task_class=post.settings.name,
+            kind=fields.kind,
+            attempt=held.name.attempt,
+            crashes=held.name.crashes,
+            timeout_s=timeout_s,
+            raw=held.payload,
+            fields=fields,
+            envelope=held.envelope,
+            folder=Path(self._queue.layout.path, "logs", held.name.id),
+            deadline=deadline,
+        )
+        _Stop.may_interrupt = True
+        try:
+            outcome = run(handler, task, max_result_bytes=post.config.max_result_bytes)
+        finally:
+            _Stop.may_interrupt = False
+        if _Stop.asked and not outcome.ok:
+            raise Stopped  # ended from outside: how the attempt ended is the supervisor's to say
+        return outcome
+
+    def _is_self_timed(self, kind: str | None) -> bool:
+        return (kind if kind is not None else self._post.settings.handler) in _SELF_TIMED
+
+    def _record(self, held: Claim, outcome: Outcome, facts: Run) -> None:
+        """Write how the attempt ended, and go on trying while the disk doesn't take it: the work is done and must not be lost."""
+        while True:
+            try:
+                self._record_once(held, outcome, facts)
+                return
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ESTALE) and not exists(self._folder, "."):
+                    self._report(Report(Kind.GONE, held.file, facts.duration_s))  # the queue was removed under us
+                    return
+                self._report(Report(Kind.TROUBLE, "", text=f"the result of {held.file} can't be written: {error}"))
+                self._flush()
+                time.sleep(RETRY_WRITE_S)
+
+    def _record_once(self, held: Claim, outcome: Outcome, facts: Run) -> None:
+        queue, page, klass = self._queue, self._page, self._post.klass
+        history = queue.history(held.name)
+        if outcome.ok and outcome.result is not None:
+            done = queue.finish(held, self._folder, done_record(held, outcome.result, facts, history))
+            if done:
+                page.add(klass, Counter.DONE)
+            self._report(Report(Kind.DONE if done else Kind.GONE, held.file, facts.duration_s))
+            return
+        cause = outcome.cause or Cause.RAISED
+        verdict = decide(
+            cause,
+            held.name,
+            past_causes(history),
+            budget_of(self._post.config, self._post.settings, held.fields.max_attempts),
+            random.random(),
+            retry=outcome.retry,
+            wanted_delay_s=outcome.retry_delay_s,
+        )
+        error = {"cause": cause, "message": outcome.message, **outcome.details}
+        if outcome.type:
+            error["type"] = outcome.type
+        if outcome.traceback:
+            error["traceback"] = outcome.traceback
+        if verdict.final is None:
+            due = time.time() + verdict.delay_s
+            queue.note_attempt(held.name, error)
+            put_back = queue.retry(held.file, self._folder, due)
+            if put_back:
+                page.add(klass, Counter.RETRIED)
+            self._report(Report(Kind.RETRIED if put_back else Kind.GONE, held.file, facts.duration_s, cause))
+            return
+        if verdict.final is not cause:
+            error |= {"cause": verdict.final, "last_cause": cause}
+        failed = queue.fail(held, self._folder, failed_record(held, error, facts, history))
+        if failed:
+            page.add(klass, Counter.FAILED)
+            page.fail(klass, _CAUSES.index(verdict.final))
+        self._report(Report(Kind.FAILED if failed else Kind.GONE, held.file, facts.duration_s, verdict.final))
+
+    def _give_back(self, file: str, error: OSError) -> None:
+        """An error of ours while claiming: the task must come to no harm by it."""
+        while True:
+            try:
+                if exists(self._folder, file):
+                    self._queue.release(file, self._folder)
+                break
+            except OSError as again:
+                if again.errno in (errno.ENOENT, errno.ESTALE):
+                    break
+                self._report(Report(Kind.TROUBLE, "", text=f"{file} can't be given back: {again}"))
+                self._flush()
+                time.sleep(RETRY_WRITE_S)
+        self._report(Report(Kind.TROUBLE, file, text=f"{file} can't be claimed: {error}"))
+
+    def _report(self, report: Report) -> None:
+        self._reports.append(pack(report))
+        late = time.monotonic() - self._flushed_at > _FLUSH_S
+        if late or not self._names or len(self._reports) >= MAX_REPORTS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._reports:
+            self._channel.send(b"".join(self._reports))
+            self._reports.clear()
+        self._flushed_at = time.monotonic()
