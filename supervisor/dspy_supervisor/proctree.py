@@ -1,0 +1,244 @@
+"""Process trees: who descends from whom, and how a whole tree is ended so that nothing of it is left.
+
+A process is its pid and its start time (field 22 of /proc/PID/stat): a pid alone may be somebody else by now. Children
+that moved to a session of their own, or whose parent is dead, escape a signal to a process group; so the tree is read
+from /proc, and a worker is a subreaper, to whom the kernel gives what loses its parent (prctl(2)).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from typing import NamedTuple
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_WALL = 0x40000000  # also children that clone(2) made without SIGCHLD
+_STAT_BYTES = 1024  # a line is about 350
+_STILL = {"T", "t"}  # stopped by a signal or by a debugger
+_BLOCKED_S = 0.1  # who is in state D that long is not forking: it waits for a disk, or for the exec of its vfork child
+
+
+class Process(NamedTuple):
+    """What /proc/PID/stat says of a process."""
+
+    pid: int
+    started: int  #: clock ticks since boot; with the pid it is unique
+    state: str  #: one letter, Z and X are the dead
+    parent: int
+    group: int
+    session: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs code, or could."""
+        return self.state not in "ZX"
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of every descendant whose own parent dies."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(expected_parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends; where that has happened already, die now.
+
+    expected_parent_pid: os.getpid() of the parent, taken before the fork. A fork forgets the setting, an exec keeps it.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != expected_parent_pid:  # it died between the fork and the line above
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def look(pid: int) -> Process | None:
+    """Return the process that has this pid now, or None."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    try:
+        line = os.read(descriptor, _STAT_BYTES)
+    except ProcessLookupError:  # it was reaped between the two calls
+        return None
+    finally:
+        os.close(descriptor)
+    fields = line[line.rindex(b")") + 2 :].split()  # the name before it may hold blanks and brackets
+    return Process(pid, int(fields[19]), fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]))
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the pids of what lives below pid, or in its session or process group; parents come before children."""
+    everything = _everything()
+    root = everything.get(pid)
+    if root is None:
+        return []
+    return [process.pid for process in _living(everything, [root]) if process.pid != pid]
+
+
+def kill_tree(pids: Iterable[int], signum: int, within_s: float = 5.0) -> list[int]:
+    """Send a signal to processes and all their descendants; return the pids that were sent it.
+
+    pids: children of the caller that it has not reaped, so that their pids are theirs. What belongs to their session or
+    process group counts as theirs also where its own parent is dead.
+    SIGKILL ends the whole tree: it is stopped first, again and again until nothing new appears and nothing moves, since
+    what is stopped cannot fork; within_s bounds that. Other signals are sent once to what is there: what a program
+    starts in answer to SIGTERM is its way of cleaning up. Death is not waited for.
+    """
+    roots = [root for root in map(look, pids) if root is not None and root.pid != os.getpid()]
+    if signum != signal.SIGKILL:
+        return [process.pid for process in _living(_everything(), roots) if _ask(process, signum)]
+    deadline = time.monotonic() + within_s
+    seen: dict[tuple[int, int], Process] = {}
+    quiet_since = time.monotonic()
+    while True:
+        everything = _everything()
+        tree = {(process.pid, process.started): process for process in _living(everything, roots)}
+        new = [process for identity, process in tree.items() if identity not in seen]
+        seen.update(tree)
+        now = time.monotonic()
+        # A stop signal that meets a fork halfway does not undo it: the child is seen only when the parent has stopped.
+        if new or not {process.state for process in tree.values()} <= _STILL | {"D"}:
+            quiet_since = now
+        still = all(process.state in _STILL for process in tree.values())
+        if (still and not new) or now - quiet_since > _BLOCKED_S or now > deadline:
+            return [process.pid for process in seen.values() if _send(process, signal.SIGKILL)]
+        if new:
+            _stop(new, {pid for pid, _ in tree}, everything)
+        else:
+            time.sleep(0.001)  # they need the processor to stop
+
+
+def reap_orphans(keep: Collection[int], within_s: float = 5.0) -> int:
+    """Kill and reap every child of this process that is not in keep, with all below; return how many were reaped.
+
+    In a subreaper this ends whatever a task left behind. It costs 2 us where there is no child at all.
+    Raises TimeoutError where something does not die within_s seconds, as in an uninterruptible wait for a disk.
+    """
+    deadline = time.monotonic() + within_s
+    reaped = 0
+    while True:
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
+        except ChildProcessError:  # no child, dead or alive
+            return reaped
+        me = os.getpid()
+        children = [process for process in _everything().values() if process.parent == me and process.pid not in keep]
+        if not children:
+            return reaped
+        kill_tree([child.pid for child in children], signal.SIGKILL, max(0.0, deadline - time.monotonic()))
+        for child in children:
+            if not wait_gone([child.pid], deadline):
+                raise TimeoutError(
+                    f"process {child.pid} does not die: it is in state {(look(child.pid) or child).state}"
+                )
+            with suppress(ChildProcessError):  # SIGCHLD is ignored here: the kernel reaps
+                os.waitpid(child.pid, os.WNOHANG | _WALL)
+            reaped += 1
+
+
+def wait_gone(pids: Iterable[int], deadline: float) -> bool:
+    """Wait until none of these processes runs any more, or time.monotonic() is deadline; return whether they ended."""
+    poll = select.poll()
+    descriptors = set()
+    try:
+        for pid in pids:
+            try:
+                descriptor = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            descriptors.add(descriptor)
+            poll.register(descriptor, select.POLLIN)
+        waiting = set(descriptors)
+        while waiting:
+            left_s = deadline - time.monotonic()
+            ready = poll.poll(max(0.0, left_s) * 1000)
+            for descriptor, _ in ready:
+                poll.unregister(descriptor)
+                waiting.discard(descriptor)
+            if not ready and left_s <= 0:
+                return False
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return True
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes  # 5 ms and 0.7 MB: once in the supervisor, whose forks share it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), f"prctl({option})")
+
+
+def _everything() -> dict[int, Process]:
+    # /proc/PID/task/*/children would be quicker, but needs CONFIG_PROC_CHILDREN and misses children while others exit
+    found = (look(int(name)) for name in os.listdir("/proc") if name.isdecimal())
+    return {process.pid: process for process in found if process is not None}
+
+
+def _living(everything: Mapping[int, Process], roots: Collection[Process]) -> list[Process]:
+    """Return the roots and all below that can still run code, parents before children, without the caller."""
+    children: dict[int, list[Process]] = {}
+    for process in everything.values():
+        children.setdefault(process.parent, []).append(process)
+    known = {root.pid for root in roots}
+    queue = [everything[pid] for pid in known if pid in everything]
+    # The number of a group or session is not given out again while it has members, so theirs can only be the root's.
+    queue += [
+        process
+        for process in everything.values()
+        if process.pid not in known and (process.session in known or process.group in known)
+    ]
+    known.update(process.pid for process in queue)
+    for process in queue:
+        for child in children.get(process.pid, ()):
+            if child.pid not in known:
+                known.add(child.pid)
+                queue.append(child)
+    me = os.getpid()
+    return [process for process in queue if process.alive and process.pid != me]
+
+
+def _stop(processes: Collection[Process], tree: Collection[int], everything: Mapping[int, Process]) -> None:
+    """Stop these processes: by groups, where a group has no members outside their tree."""
+    mixed = {process.group for process in everything.values() if process.alive and process.pid not in tree}
+    mixed |= {os.getpgrp(), 0, 1}  # 0 is a group of another pid namespace, and killpg(1) is kill(-1): everybody
+    # One call stops a group as a whole, between two of its forks: single signals lose the race against a fork bomb.
+    for group in {process.group for process in processes} - mixed:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGSTOP)
+    for process in processes:
+        if process.group in mixed:
+            _send(process, signal.SIGSTOP)
+
+
+def _ask(process: Process, signum: int) -> bool:
+    sent = _send(process, signum)
+    if sent and process.state == "T":
+        _send(process, signal.SIGCONT)  # what is stopped hears a signal only when it runs again
+    return sent
+
+
+def _send(process: Process, signum: int) -> bool:
+    """Send a signal to just this process; False where it is gone, or became somebody else's."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # The descriptor pins who has the pid now; the start time says whether that is the one who was meant.
+        now = look(process.pid)
+        if now is None or now.started != process.started:
+            return False
+        signal.pidfd_send_signal(descriptor, signum)
+    except (ProcessLookupError, PermissionError):  # gone, or a program with the rights of another user
+        return False
+    finally:
+        os.close(descriptor)
+    return True
