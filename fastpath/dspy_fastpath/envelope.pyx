@@ -38,7 +38,7 @@ cdef enum:  # keys
     UNKNOWN = KEYS
 
 cdef enum:
-    LONGEST_TIMEOUT = 366 * 86400  # seconds
+    FAR_OUT = 1000000  # no whole number may be as large
     WORTH_A_RELEASE = 16384  # bytes; less is read faster than other threads could take the GIL
 
 # The place of a spelling is its key; the other spellings of the first three keys stand behind.
@@ -169,7 +169,7 @@ cdef inline bint is_tail(uint8_t byte) noexcept nogil:
     return byte & 0xC0 == 0x80
 
 
-cdef inline int utf8_length(const uint8_t *at) noexcept nogil:
+cdef inline int utf8_length(const uint8_t *at, const uint8_t *end) noexcept nogil:
     """Return how many bytes the character takes whose first byte is not ASCII, or 0 (Unicode 15, table 3-7)."""
     cdef uint8_t first = at[0]
     if first < 0xC2:
@@ -177,7 +177,7 @@ cdef inline int utf8_length(const uint8_t *at) noexcept nogil:
     if first < 0xE0:
         return 2 if is_tail(at[1]) else 0
     if first < 0xF0:
-        if not is_tail(at[1]) or not is_tail(at[2]):
+        if end - at < 3 or ((at[1] ^ 0x80) | (at[2] ^ 0x80)) > 0x3F:
             return 0
         if (first == 0xE0 and at[1] < 0xA0) or (first == 0xED and at[1] > 0x9F):
             return 0
@@ -227,7 +227,7 @@ cdef const uint8_t *after_string(const uint8_t *at, const uint8_t *end, Failure 
         while 0x20 <= at[0] < 0x80 and at[0] != c'"' and at[0] != c"\\":
             at += 1
         while at[0] >= 0x80:
-            length = utf8_length(at)
+            length = utf8_length(at, end)
             if length == 0:
                 return fail(failure, NOT_UTF_8, at)
             at += length
@@ -519,10 +519,10 @@ cdef const uint8_t *after_object(
     while True:
         key.start = at + 1
         at = after_key(at, end, failure)
-        key.end = at - 1
         value.start = after_colon(at, failure)
         if value.start == NULL:
             return NULL
+        key.end = at - 1
         which = known_key(key)
         if which == UNKNOWN:
             if parts.extras_count == max_extras:
@@ -671,19 +671,6 @@ cdef inline bint is_absent(Span value) noexcept nogil:
     return value.start == NULL or value.start[0] == c"n"
 
 
-cdef bint is_number(Span value, bint whole) noexcept nogil:
-    cdef const uint8_t *at
-    if value.start[0] != c"-" and not is_digit(value.start[0]):
-        return False
-    if whole:
-        at = value.start + 1
-        while at < value.end:
-            if not is_digit(at[0]):
-                return False
-            at += 1
-    return True
-
-
 cdef str string(bytes data, Parts *parts, int key, int longest, bint may_be_empty=False):
     cdef Span value = parts.known[key]
     cdef Span inside
@@ -706,13 +693,18 @@ cdef str string(bytes data, Parts *parts, int key, int longest, bint may_be_empt
 
 cdef object whole_number(bytes data, Parts *parts, int key, int least, int most):
     cdef Span value = parts.known[key]
-    cdef const uint8_t *start = data
+    cdef const uint8_t *at = value.start
+    cdef int number = 0, sign = 1
     if is_absent(value):
         return None
-    if is_number(value, True):
-        number = int(data[value.start - start:value.end - start])
-        if least <= number <= most:
-            return number
+    if at[0] == c"-":
+        sign = -1
+        at += 1
+    while at < value.end and is_digit(at[0]) and number < FAR_OUT:
+        number = number * 10 + at[0] - c"0"
+        at += 1
+    if at == value.end and least <= sign * number <= most:
+        return sign * number
     raise unfit(data, key, value, f"a whole number from {least} to {most}")
 
 
@@ -723,7 +715,7 @@ cdef object seconds(bytes data, Parts *parts, int key, double most, str expected
     cdef double number
     if is_absent(value):
         return None
-    if is_number(value, False):
+    if value.start[0] == c"-" or is_digit(value.start[0]):
         number = float(data[value.start - start:value.end - start])
         if (0 < number <= most) if most > 0 else (0 <= number):
             return number
@@ -746,9 +738,7 @@ cdef Fields fields_of(bytes data, Parts *parts):
     fields.kind = string(data, parts, KIND, 100)
     fields.priority = whole_number(data, parts, PRIORITY, -100, 100) or 0
     fields.not_before = seconds(data, parts, NOT_BEFORE, -1, "seconds since 1970, 0 or more")
-    fields.timeout_s = seconds(
-        data, parts, TIMEOUT_S, LONGEST_TIMEOUT, f"seconds, more than 0 and at most {LONGEST_TIMEOUT}"
-    )
+    fields.timeout_s = seconds(data, parts, TIMEOUT_S, 31622400, "seconds, more than 0 and at most 31622400")
     fields.max_attempts = whole_number(data, parts, MAX_ATTEMPTS, 1, 1000)
     fields.idempotency_key = string(data, parts, IDEMPOTENCY_KEY, 1024)
     fields.affinity = string(data, parts, AFFINITY, 1024)

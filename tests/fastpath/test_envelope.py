@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 from dspy_fastpath import envelope as compiled
+from dspy_supervisor.task import MAX_ATTEMPTS_RANGE, MAX_TIMEOUT_S, PRIORITY_RANGE
 
 from tests.fastpath.fuzz_envelope import judge, mutations
 from tests.fastpath.json_cases import CASES
@@ -75,6 +76,16 @@ def test_without_a_payload_key_the_whole_object_is_the_payload(envelope):
     assert (fields.has_payload, fields.task_class, fields.priority, fields.kind) == (False, "gpu", 0, None)
     assert fields.extras == ()
     assert refusal(envelope, b'{"id": 7, "env_id": "e1"}').reason == "id=7: expected a string of 1 to 1024 bytes"
+
+
+def test_the_limits_are_those_of_the_words(envelope):
+    for key, (least, most) in {"priority": PRIORITY_RANGE, "max_attempts": MAX_ATTEMPTS_RANGE}.items():
+        for value in (least, most):
+            assert getattr(envelope.scan(b'{"payload":1,"%b":%d}' % (key.encode(), value)), key) == value
+        for value in (least - 1, most + 1):
+            refusal(envelope, b'{"payload":1,"%b":%d}' % (key.encode(), value))
+    assert envelope.scan(b'{"payload":1,"timeout_s":%d}' % MAX_TIMEOUT_S).timeout_s == MAX_TIMEOUT_S
+    refusal(envelope, b'{"payload":1,"timeout_s":%d}' % (MAX_TIMEOUT_S + 1))
 
 
 def test_an_empty_class_is_no_class(envelope):

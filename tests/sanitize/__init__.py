@@ -1,0 +1,1 @@
+"""AddressSanitizer and UBSan over the compiled modules: ``python -m tests.sanitize``."""
