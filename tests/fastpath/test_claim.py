@@ -149,10 +149,13 @@ def test_of_many_workers_exactly_one_wins(claims, pending, claimed):
     children = []
     for _ in range(8):
         if (pid := os.fork()) == 0:
-            os.close(key)
-            os.read(gate, 1)
-            won = claims.move(pending, b"a.json", claimed, b"%d" % os.getpid())
-            os._exit(won)
+            won = 100
+            try:
+                os.close(key)
+                os.read(gate, 1)
+                won = claims.move(pending, b"a.json", claimed, b"%d" % os.getpid())
+            finally:
+                os._exit(won)
         children.append(pid)
     os.close(gate)
     os.close(key)
