@@ -198,8 +198,9 @@ class Supervisor:
     def why_held(self, task: Claim) -> str:
         """Return why a task can't run under this configuration, or nothing."""
         kind, settings = task.fields.kind, self.config.classes[task.workload.value]
-        if kind is not None and kind not in self.config.kinds:
-            return f"kind {kind!r} is not enabled here (kinds = {', '.join(self.config.kinds) or 'none'})"
+        enabled = (*self.config.kinds, *self.config.kind_handlers)
+        if kind is not None and kind not in enabled:
+            return f"kind {kind!r} is not enabled here (kinds = {', '.join(enabled) or 'none'})"
         if kind is None and settings.handler is None:
             return f"no handler for class {settings.name}: start with --handler {settings.name}=module:function"
         if not self.pools[settings.name].limit:

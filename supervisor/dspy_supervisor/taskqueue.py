@@ -215,7 +215,7 @@ class TaskQueue:
         """Raise Unusable where the task's id has a record already: an id is used once."""
         file = f"{found.name.id}.json"
         for folder, state in ((self.layout.done, "done"), (self.layout.failed, "failed")):
-            if not os.access(file, os.F_OK, dir_fd=folder, follow_symlinks=False):
+            if not exists(folder, file):
                 continue
             same = False
             with contextlib.suppress(Refused, EnvelopeError):

@@ -17,7 +17,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from dspy_fastpath.counters import Counter, Histogram, Page
@@ -132,6 +131,7 @@ class Worker:
     def __init__(self, post: Post, queue: TaskQueue, channel: socket.socket, page: Page) -> None:
         self._post, self._queue, self._channel, self._page = post, queue, channel, page
         self._folder = queue.open_owner(post.owner)
+        self._logs = str(queue.layout.path / "logs")
         self._handlers: dict[str | None, Handler] = {}
         self._names: deque[str] = deque()
         self._reports: list[bytes] = []
@@ -140,7 +140,11 @@ class Worker:
     def load(self) -> None:
         """Import the handlers. Raises ConfigError naming the one that can't be."""
         config = self._post.config
-        for kind, name in [(None, self._post.settings.handler), *((kind, kind) for kind in config.kinds)]:
+        named: dict[str | None, str | None] = {None: self._post.settings.handler}
+        for kind in config.kinds:
+            named[kind] = kind
+        named.update(config.kind_handlers.items())
+        for kind, name in named.items():
             if name is not None:
                 self._handlers[kind] = make(
                     name,
@@ -221,7 +225,7 @@ class Worker:
             raw=held.payload,
             fields=fields,
             envelope=held.envelope,
-            folder=Path(self._queue.layout.path, "logs", held.name.id),
+            home=f"{self._logs}/{held.name.id}",
             deadline=deadline,
         )
         _Stop.may_interrupt = True

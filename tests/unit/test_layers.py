@@ -20,8 +20,8 @@ LAYERS = {
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "doctor"),
     },
     "sockets": {"parts"},
-    "actors": {"reactor", "channel", "notify", "compat", "attempt", "worker", "intake", "pool", "control"},
-    "loop": {"settle", "requests", "loop"},
+    "actors": {"reactor", "channel", "notify", "compat", "attempt", "worker", "intake", "pool", "feeder", "control"},
+    "loop": {"settle", "sweeper", "requests", "loop"},
     "cli": {"cli", "__main__"},
 }
 #: packages and modules that stand beside the tower: what they see of it (and the actors may see handlers)

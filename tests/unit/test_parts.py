@@ -13,7 +13,7 @@ from dspy_supervisor.task import Cause
 def make_task(folder, raw=b'{"n": 1}'):
     return Task(
         id="a1", task_class="cpu_short", kind=None, attempt=0, crashes=0, timeout_s=None, raw=raw, fields=None,
-        envelope=raw, folder=folder, deadline=None,
+        envelope=raw, home=folder, deadline=None,
     )  # fmt: skip
 
 
@@ -41,11 +41,6 @@ def test_the_payload_is_parsed_once(tmp_path):
 
 def test_a_payload_of_null_is_a_payload(tmp_path):
     assert make_task(tmp_path, b"null").payload is None
-
-
-def test_a_task_cannot_be_changed(tmp_path):
-    with pytest.raises(AttributeError):
-        make_task(tmp_path).attempt = 7
 
 
 def test_the_output_folder_is_made_with_its_parents_and_may_be_there(tmp_path):

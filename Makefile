@@ -1,0 +1,57 @@
+# make demo    sets up and runs real work through a real supervisor
+# make test    sets up and runs the tests
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+PYTHONS ?= python3.11 python3.12 python3.13
+SOURCES = pyproject.toml setup.py $(wildcard fastpath/dspy_fastpath/*.p*)
+
+.PHONY: demo test lint wheels faults bench compare sanitize fuzz clean
+
+demo: $(VENV)/.ready
+	$(BIN)/python docs/demo/demo.py
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -q $(TESTS)
+
+# What must hold beside the tests: format, lint, types, and that the stubs say what the compiled parts are.
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/cython-lint fastpath/dspy_fastpath/*.pyx fastpath/dspy_fastpath/*.pxd
+	$(BIN)/python -m mypy
+	cd /tmp && $(abspath $(BIN))/python -m mypy.stubtest dspy_fastpath --ignore-disjoint-bases
+
+# The wheel as a user gets it, in a fresh environment of each Python that is here.
+wheels: $(VENV)/.ready-dev
+	PYTHONS="$(PYTHONS)" BIN="$(abspath $(BIN))" tests/wheels
+
+faults: $(VENV)/.ready-dev
+	$(BIN)/python -m tests.rigs.crash --all
+
+bench: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest bench --benchmark-only
+
+compare: $(VENV)/.ready-dev
+	$(BIN)/python -m bench.compare --quick
+
+fuzz: $(VENV)/.ready-dev
+	$(BIN)/python -m tests.fastpath.fuzz_envelope --count 1000000
+
+sanitize: $(VENV)/.ready-dev
+	BIN="$(abspath $(BIN))" tests/sanitize/run
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: $(SOURCES) | $(BIN)/python
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/.ready-dev: $(SOURCES) | $(BIN)/python
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@ $(VENV)/.ready
+
+clean:
+	rm -rf build dist .demo *.egg-info supervisor/*.egg-info $(VENV)
+	rm -f fastpath/dspy_fastpath/*.c fastpath/dspy_fastpath/*.so
