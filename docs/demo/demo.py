@@ -54,12 +54,13 @@ def watch(producer):
         ended = producer.poll() is not None
         counts = {state: sum(1 for _ in (QUEUE / state).glob("*.json")) for state in ("pending", "done", "failed")}
         left = counts["pending"] + sum(1 for _ in (QUEUE / "claimed").glob("*/*.json"))
-        total = max(1, left + counts["done"] + counts["failed"])
-        bar = "#" * (LONGEST_BAR * (total - left) // total)
+        over = counts["done"] + counts["failed"]
+        bar = "#" * (LONGEST_BAR * over // max(1, over + left))
         line = f"[{bar:<{LONGEST_BAR}}] done {counts['done']}, failed {counts['failed']}, waiting {counts['pending']}"
         print(f"\r{line} ", end="" if sys.stdout.isatty() else "\n", flush=True)
         if ended and not left:
-            print()
+            if sys.stdout.isatty():
+                print()
             return
         if time.monotonic() - began > DEADLINE_S:
             sys.exit(f"\nnot done after {DEADLINE_S} s: see {WORK / 'supervisor.log'}")

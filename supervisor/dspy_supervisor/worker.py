@@ -140,11 +140,8 @@ class Worker:
     def load(self) -> None:
         """Import the handlers. Raises ConfigError naming the one that can't be."""
         config = self._post.config
-        named: dict[str | None, str | None] = {None: self._post.settings.handler}
-        for kind in config.kinds:
-            named[kind] = kind
-        named.update(config.kind_handlers.items())
-        for kind, name in named.items():
+        named = [(None, self._post.settings.handler), *((kind, kind) for kind in config.kinds)]
+        for kind, name in [*named, *config.kind_handlers.items()]:
             if name is not None:
                 self._handlers[kind] = make(
                     name,
