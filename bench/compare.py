@@ -35,6 +35,8 @@ RESULTS = Path(__file__).with_name("results")
 RIVALS_PYTHON = ROOT / ".venvs" / "rivals" / "bin" / "python"
 TIMEOUT_S = 120.0
 
+FLOORS = ("floor", "floor-protocol")
+
 Figures = dict[Measurement, list[dict[str, float]]]  # one dict of figures a round
 
 
@@ -59,14 +61,14 @@ def plan(full: bool, only: Sequence[str]) -> list[Measurement]:
     names = list(rivals.MODULES) if full else list(rivals.QUICK)
     for where in ("ext4", "tmpfs"):
         folder_rivals = [name for name in names if name in rivals.FOLDER]
-        found += [Measurement(name, "latency", where) for name in ("floor", "ours", *folder_rivals)]
-    found += [Measurement(name, "latency", "ext4", sync=True) for name in ("floor", "ours")]
+        found += [Measurement(name, "latency", where) for name in (*FLOORS, "ours", *folder_rivals)]
+    found += [Measurement(name, "latency", "ext4", sync=True) for name in (*FLOORS, "ours")]
     found += [Measurement(name, "latency", "ext4") for name in names if name not in rivals.FOLDER]
     for where in ("ext4", "tmpfs"):
         found += [
-            Measurement(name, "drain", where, workers=workers) for workers in (1, 2) for name in ("floor", "ours")
+            Measurement(name, "drain", where, workers=workers) for workers in (1, 2) for name in (*FLOORS, "ours")
         ]
-    found += [Measurement(name, "drain", "ext4", sync=True) for name in ("floor", "floor-log", "ours")]
+    found += [Measurement(name, "drain", "ext4", sync=True) for name in (*FLOORS, "floor-log", "ours")]
     found += [Measurement(name, "drain", "ext4") for name in names]
     if full:
         found += [Measurement(name, "latency", "ext4", sync=True) for name in rivals.DURABLE]
@@ -91,14 +93,15 @@ def measure(what: Measurement, folder: Path, sizes: Sizes) -> dict[str, float]:
 
 def measure_floor(what: Measurement, folder: Path, sizes: Sizes) -> dict[str, Any]:
     """Run the C program."""
+    steps = "protocol" if what.who == "floor-protocol" else "least"
     if what.what == "latency":
-        return dict(floor.latency(folder, sizes.calls, what.sync, 0.003))
+        return dict(floor.latency(folder, sizes.calls, what.sync, 0.003, steps))
     if what.what == "put":
         return dict(floor.put(folder, sizes.puts, "group" if what.sync else "none"))
     log = what.who == "floor-log"
     sync = ("group" if log else "each") if what.sync else "none"
     tasks = sizes.backlog // 10 if sync == "each" else sizes.backlog
-    return dict(floor.drain(folder, tasks, what.workers, "log" if log else "files", sync))
+    return dict(floor.drain(folder, tasks, what.workers, "log" if log else "files", sync, steps))
 
 
 def play(what: Measurement, folder: Path, sizes: Sizes) -> dict[str, Any]:
@@ -278,7 +281,7 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="about a minute: floor, ours, and the rivals in the goals")
     size.add_argument("--full", action="store_true", help="all rivals, and the scripts for memory, idleness, recovery")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="floor, floor-log, ours or a rival")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a floor, ours or a rival")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--disk", type=Path, default=ROOT / "build" / "bench", help="a folder on a real disk")
     options = parser.parse_args()

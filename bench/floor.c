@@ -9,6 +9,10 @@
  *         A backlog is listed, sorted, and worked off by W processes. Prints {"tasks": N, "seconds": S}.
  *     floor put DIR [--tasks N] [--payload-bytes B] [--sync none|each|group]
  *         N tasks written and renamed by one producer. Prints the same.
+ *     The first two also take --steps protocol: the worker's steps are then all that this project's protocol asks for (fstat
+ *         before the read; a look whether the id is done or failed already; the record in results/, the commit, the
+ *         publication, and the commit's name removed; with full, the folders synced), so what C cannot avoid either is told
+ *         apart from what Python adds.
  *     floor stamp FILE
  *         Appends CLOCK_MONOTONIC in ns to FILE: a task for rivals that run programs.
  *
@@ -39,11 +43,11 @@ struct times {
 };
 
 static struct {
-    const char *dir, *sync, *results;
+    const char *dir, *sync, *results, *steps;
     long tasks, payload_bytes, interval_us, workers;
-} options = {.sync = "none", .results = "files", .tasks = 1000, .payload_bytes = 200, .interval_us = 2000, .workers = 1};
+} options = {.sync = "none", .results = "files", .steps = "least", .tasks = 1000, .payload_bytes = 200, .interval_us = 2000, .workers = 1};
 
-static int pending, claimed, done;
+static int pending, claimed, results, done, failed, all_steps;
 static char *envelope;
 static size_t envelope_bytes;
 
@@ -115,9 +119,35 @@ static void take(const char *name, char *bytes, int64_t *claimed_at)
         err(1, "%s", name);
     if (claimed_at)
         *claimed_at = now_ns();
+    struct stat status;
     int fd = openat(claimed, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || read(fd, bytes, READ_BYTES) < 0 || close(fd))
+    if (fd < 0 || (all_steps && fstat(fd, &status)) || read(fd, bytes, READ_BYTES) < 0 || close(fd))
         err(1, "%s", name);
+    if (all_steps && (!faccessat(done, name, F_OK, AT_SYMLINK_NOFOLLOW) || !faccessat(failed, name, F_OK, AT_SYMLINK_NOFOLLOW)))
+        errx(1, "%s is done already", name);
+}
+
+/* Keep the result of one task, with the least that does it or with all that the protocol asks for. */
+static void finish(const char *temporary, const char *name, int sync)
+{
+    if (!all_steps) {
+        write_temporary(done, temporary, envelope, envelope_bytes, sync);
+        rename_in(done, temporary, name);
+        return;
+    }
+    char won[NAME_BYTES + 8];
+    snprintf(won, sizeof won, ".%s.won", name);
+    write_temporary(results, name, envelope, envelope_bytes, sync);
+    if (sync)
+        sync_folder(results);
+    if (renameat(claimed, name, done, won) || renameat2(results, name, done, name, RENAME_NOREPLACE))
+        err(1, "%s", name);
+    if (sync) {
+        sync_folder(done);
+        sync_folder(claimed);
+    }
+    if (unlinkat(done, won, 0))
+        err(1, "%s", won);
 }
 
 /* ------------------------------------------------------------------------------------------------ latency */
@@ -132,12 +162,21 @@ static int watch(const char *name)
     return fd;
 }
 
-/* Sleep until one name was moved into the watched folder: only one task is under way at a time. */
+/* Sleep until one visible name was moved into the watched folder: only one task is under way at a time. */
 static void wake(int fd)
 {
-    char events[4096];
-    if (read(fd, events, sizeof events) <= 0)
-        err(1, "inotify");
+    char events[4096] __attribute__((aligned(8)));
+    for (;;) {
+        ssize_t size = read(fd, events, sizeof events);
+        if (size <= 0)
+            err(1, "inotify");
+        const struct inotify_event *event;
+        for (char *at = events; at < events + size; at += sizeof *event + event->len) {
+            event = (const struct inotify_event *)at;
+            if (event->name[0] != '.')
+                return;
+        }
+    }
 }
 
 static void consume(int watching, volatile struct times *times, int sync)
@@ -151,8 +190,7 @@ static void consume(int watching, volatile struct times *times, int sync)
         take(name, bytes, &at);
         times[task].at[READ] = now_ns();
         times[task].at[CLAIMED] = at;
-        write_temporary(done, temporary, envelope, envelope_bytes, sync);
-        rename_in(done, temporary, name);
+        finish(temporary, name, sync);
         times[task].at[DONE] = now_ns();
     }
 }
@@ -270,9 +308,10 @@ static void work(char (*names)[NAME_BYTES], long count, long worker)
         if (files) {
             snprintf(temporaries[held], NAME_BYTES, ".%.26s.tmp", names[i]);
             memcpy(finished[held], names[i], NAME_BYTES);
-            write_temporary(done, temporaries[held], envelope, envelope_bytes, each);
-            if (!group)
-                rename_in(done, temporaries[held], names[i]);
+            if (group)
+                write_temporary(done, temporaries[held], envelope, envelope_bytes, 0);
+            else
+                finish(temporaries[held], names[i], each);
         }
         held += group;
         if ((log && each) || (log && held == GROUP))
@@ -330,6 +369,8 @@ static void read_options(int count, char **words)
             options.sync = value;
         else if (!strcmp(name, "--results"))
             options.results = value;
+        else if (!strcmp(name, "--steps"))
+            options.steps = value;
         else if (!strcmp(name, "--tasks"))
             options.tasks = atol(value);
         else if (!strcmp(name, "--payload-bytes"))
@@ -354,7 +395,10 @@ int main(int count, char **words)
     read_options(count, words);
     pending = folder("pending");
     claimed = folder("claimed");
+    results = folder("results");
     done = folder("done");
+    failed = folder("failed");
+    all_steps = !strcmp(options.steps, "protocol");
     make_envelope();
     if (!strcmp(words[1], "latency"))
         measure_latency();

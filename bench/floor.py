@@ -28,18 +28,18 @@ def run(what: str, folder: Path, **options: object) -> str:
     return subprocess.run([build(), what, folder, *words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def latency(folder: Path, tasks: int, sync: bool, interval_s: float) -> dict[str, list[float]]:
+def latency(folder: Path, tasks: int, sync: bool, interval_s: float, steps: str = "least") -> dict[str, list[float]]:
     """Return, for each point on the way of a task, us since before the producer's first system call."""
-    text = run(
-        "latency", folder, tasks=tasks, sync="full" if sync else "none", interval_us=int(interval_s * 1e6)
-    ).splitlines()
-    rows = list(csv.DictReader(text))
+    durability, interval_us = "full" if sync else "none", int(interval_s * 1e6)
+    text = run("latency", folder, tasks=tasks, sync=durability, interval_us=interval_us, steps=steps)
+    rows = list(csv.DictReader(text.splitlines()))
     return {point: [int(row[point]) / 1000 for row in rows] for point in rows[0]}
 
 
-def drain(folder: Path, tasks: int, workers: int, results: str, sync: str) -> dict[str, float]:
+def drain(folder: Path, tasks: int, workers: int, results: str, sync: str, steps: str = "least") -> dict[str, float]:
     """Return tasks and seconds of a backlog; results are "none", "files" or "log", sync "none", "each" or "group"."""
-    found: dict[str, float] = json.loads(run("drain", folder, tasks=tasks, workers=workers, results=results, sync=sync))
+    text = run("drain", folder, tasks=tasks, workers=workers, results=results, sync=sync, steps=steps)
+    found: dict[str, float] = json.loads(text)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 class Measurement(NamedTuple):
     """One player doing one thing in one place."""
 
-    who: str  #: floor, floor-log, ours, or a name of rivals.MODULES
+    who: str  #: floor, floor-protocol (all our steps, in C), floor-log, ours, or a name of rivals.MODULES
     what: str  #: latency, drain or put
     where: str  #: ext4 or tmpfs
     sync: bool = False  #: durable: each task, or for floor-log groups of 256
