@@ -70,6 +70,16 @@ def look(pid: int) -> Process | None:
     return Process(pid, int(fields[19]), fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]))
 
 
+def children() -> set[int]:
+    """Return the pids of this process's own children, the dead among them; 2 us where there are none."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
+    except ChildProcessError:
+        return set()
+    me = os.getpid()
+    return {process.pid for process in _everything().values() if process.parent == me}
+
+
 def descendants(pid: int) -> list[int]:
     """Return the pids of what lives below pid, or in its session or process group; parents come before children."""
     everything = _everything()
@@ -121,22 +131,16 @@ def reap_orphans(keep: Collection[int], within_s: float = 5.0) -> int:
     deadline = time.monotonic() + within_s
     reaped = 0
     while True:
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
-        except ChildProcessError:  # no child, dead or alive
+        found = children() - set(keep)
+        if not found:
             return reaped
-        me = os.getpid()
-        children = [process for process in _everything().values() if process.parent == me and process.pid not in keep]
-        if not children:
-            return reaped
-        kill_tree([child.pid for child in children], signal.SIGKILL, max(0.0, deadline - time.monotonic()))
-        for child in children:
-            if not wait_gone([child.pid], deadline):
-                raise TimeoutError(
-                    f"process {child.pid} does not die: it is in state {(look(child.pid) or child).state}"
-                )
+        kill_tree(found, signal.SIGKILL, max(0.0, deadline - time.monotonic()))
+        for pid in found:
+            if not wait_gone([pid], deadline):
+                state = getattr(look(pid), "state", "gone")
+                raise TimeoutError(f"process {pid} does not die: it is in state {state}")
             with suppress(ChildProcessError):  # SIGCHLD is ignored here: the kernel reaps
-                os.waitpid(child.pid, os.WNOHANG | _WALL)
+                os.waitpid(pid, os.WNOHANG | _WALL)
             reaped += 1
 
 
@@ -184,9 +188,9 @@ def _everything() -> dict[int, Process]:
 
 def _living(everything: Mapping[int, Process], roots: Collection[Process]) -> list[Process]:
     """Return the roots and all below that can still run code, parents before children, without the caller."""
-    children: dict[int, list[Process]] = {}
+    by_parent: dict[int, list[Process]] = {}
     for process in everything.values():
-        children.setdefault(process.parent, []).append(process)
+        by_parent.setdefault(process.parent, []).append(process)
     known = {root.pid for root in roots}
     queue = [everything[pid] for pid in known if pid in everything]
     # The number of a group or session is not given out again while it has members, so theirs can only be the root's.
@@ -197,7 +201,7 @@ def _living(everything: Mapping[int, Process], roots: Collection[Process]) -> li
     ]
     known.update(process.pid for process in queue)
     for process in queue:
-        for child in children.get(process.pid, ()):
+        for child in by_parent.get(process.pid, ()):
             if child.pid not in known:
                 known.add(child.pid)
                 queue.append(child)

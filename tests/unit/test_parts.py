@@ -101,7 +101,7 @@ def test_a_name_that_leads_nowhere_says_where_it_ends(module, source, name, says
 
 def test_a_bare_worker_stays_small():
     program = (
-        "import sys, dspy_supervisor.attempt, dspy_supervisor.handlers;"
+        "import sys, dspy_supervisor.attempt, dspy_supervisor.proctree, dspy_supervisor.handlers.command;"
         "heavy = {'asyncio', 'subprocess', 'ssl', 'numba', 'numpy', 'traceback', 'ctypes'};"
         "print(*heavy & set(sys.modules))"
     )
