@@ -1,0 +1,123 @@
+"""The command line: a group whose commands are imported only when they are called, and its exit codes.
+
+A command returns its exit code, or None for 0; what it raises has its own (errors.py). Without that, 2 is wrong usage,
+130 Ctrl-C, and 141 a reader that went away: such a pipe is no news.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from .. import __version__
+from ..errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ServiceUnavailable, SupervisorError
+
+PROGRAM = "dspy-supervisor"
+_BROKEN_PIPE = 141
+
+#: command: (module here, what it says of itself). The help is kept here, so that --help imports none of them.
+COMMANDS = {
+    "start": ("service", "Serve a queue in the foreground."),
+    "stop": ("service", "End the supervisor of a queue, after its running tasks."),
+    "status": ("service", "Show what the supervisor does: tasks, workers and limits by class."),
+    "submit": ("submit", "Put tasks into a queue."),
+    "task": ("task", "Look at tasks, wait for them, cancel or retry them."),
+    "queue": ("queue", "Count, check, clean, pause and resume a queue."),
+    "explain": ("explain", "Say why a task does not run."),
+    "doctor": ("doctor", "Prove, here and now, that this machine and folder can serve a queue."),
+    "config": ("config", "Show and check the settings, and where each comes from."),
+    "completion": ("completion", "Print the completion script of a shell."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and help, and imports one when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f".{COMMANDS[cmd_name][0]}", __name__), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # before click sees it, who would answer with 1
+            _discard_output()
+            return _BROKEN_PIPE
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def root() -> None:
+    """Run streams of tasks from a durable folder queue.
+
+    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not running; 4 not found; 5 timed out waiting; 69 unavailable;
+    75 try again (queue full, or served already); 78 bad configuration; 130 interrupted.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line, by default the process's own, and return its exit code."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return _BROKEN_PIPE
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        code = root.main(arguments, PROGRAM, standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_OK
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except SupervisorError as error:
+        _complain(str(error))
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("dspy_fastpath"):
+            raise
+        _complain(f"the compiled part {error.name} is missing: install dspy-supervisor again, for this Python")
+        return ServiceUnavailable.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _complain(f"{error.filename or 'system'}: {error.strerror or error}")
+        return EXIT_FAILED
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(f"{PROGRAM}: {message}", err=True)
+
+
+def _discard_output() -> None:
+    """Let what is still buffered go nowhere, so that the interpreter's own flush at exit stays quiet."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

@@ -1,0 +1,165 @@
+"""The command line as a whole: exit codes, one document with --json, quiet ends, help and completion."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from dspy_supervisor import __version__
+from dspy_supervisor.cli import COMMANDS, main, root
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run a command line against an empty place; returns (exit code, standard output, standard error)."""
+    for name in [name for name in os.environ if name.startswith(("DSPY_", "ENV_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DSPY_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def python(*arguments, **more):
+    return subprocess.run([sys.executable, "-m", "dspy_supervisor", *arguments], capture_output=True, text=True, **more)
+
+
+def test_the_version_is_the_packages(run):
+    assert run("--version") == (0, f"dspy-supervisor {__version__}\n", "")
+
+
+def test_help_names_every_command_and_the_exit_codes(run):
+    code, output, _ = run("--help")
+    assert code == 0
+    assert "75 try again" in " ".join(output.split())
+    for name, (_, text) in COMMANDS.items():
+        assert f"  {name} " in output
+        command = root.get_command(None, name)
+        assert command.name == name
+        assert command.get_short_help_str(200).rstrip(".") == text.rstrip(".")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_sub_command_has_help(run, name):
+    assert run(name, "--help")[0] == 0
+    for inner in getattr(root.get_command(None, name), "commands", {}):
+        code, output, _ = run(name, inner, "--help")
+        assert (code, "Usage:" in output) == (0, True)
+
+
+@pytest.mark.parametrize("arguments", ["nonsense", "status --nonsense", "start --workers gpu", "start --workers x=1"])
+def test_wrong_usage_is_2_and_goes_to_standard_error(run, arguments):
+    code, output, error = run(*arguments.split())
+    assert (code, output) == (2, "")
+    assert "Usage:" in error
+
+
+def test_a_bad_setting_is_78_in_one_line(run, monkeypatch):
+    monkeypatch.setenv("DSPY_MAX_CONCURRENCY", "many")
+    code, output, error = run("status")
+    assert (code, output) == (78, "")
+    assert error == "dspy-supervisor: DSPY_MAX_CONCURRENCY='many': expected a whole number from 1 to 1024\n"
+
+
+def test_an_error_is_a_document_too_where_json_is_asked_for(run):
+    code, output, error = run("stop", "--json")
+    document = json.loads(output)
+    assert code == 3
+    assert document["schema_version"] == 1
+    assert document["error"]["type"] == "NotRunning"
+    assert document["error"]["exit_code"] == 3
+    assert document["error"]["message"] in error
+    assert json.loads(run("status", "--json", "--mode", "moon")[1])["error"]["exit_code"] == 78
+
+
+def test_an_error_of_the_system_names_its_file_and_is_1(run, tmp_path):
+    (tmp_path / "x.toml").mkdir()
+    (tmp_path / "queue").write_text("")
+    code, _, error = run("config", "check", "--env-file", tmp_path)
+    assert code == 78
+    assert "--env-file" in error
+
+
+def test_the_shell_is_given_completion_that_works(tmp_path):
+    script = python("completion", "bash").stdout
+    assert "_DSPY_SUPERVISOR_COMPLETE=bash_complete" in script
+    assert python("completion", "powershell").returncode == 2
+    asked = {**os.environ, "_DSPY_SUPERVISOR_COMPLETE": "bash_complete"}
+    asked["COMP_WORDS"], asked["COMP_CWORD"] = "dspy-supervisor st", "1"
+    assert python(env=asked).stdout.split() == ["plain,start", "plain,stop", "plain,status"]
+    asked["COMP_WORDS"], asked["COMP_CWORD"] = "dspy-supervisor config show --or", "3"
+    assert python(env=asked).stdout.split() == ["plain,--origin"]
+
+
+def test_a_reader_that_goes_away_is_no_news(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        for arguments in (["config", "show", "--origin"], ["--help"]):
+            command = [sys.executable, "-m", "dspy_supervisor", *arguments]
+            done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path)
+            assert done.stderr == b""
+            assert done.returncode in (141, 1)
+    finally:
+        os.close(writer)
+
+
+def test_ctrl_c_is_130_without_a_traceback(run, monkeypatch):
+    def interrupted(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dspy_supervisor.cli.service.supervisor_socket", interrupted)
+    code, output, error = run("status")
+    assert (code, output, error.strip()) == (130, "", "")
+
+
+def test_a_missing_compiled_part_is_69_with_what_to_do(run, monkeypatch):
+    def gone(*args, **more):
+        raise ModuleNotFoundError("no", name="dspy_fastpath.ids")
+
+    monkeypatch.setattr("dspy_supervisor.cli.service.supervisor_socket", gone)
+    code, _, error = run("status")
+    assert code == 69
+    assert "install dspy-supervisor again" in error
+
+
+def test_config_show_names_the_origin_of_each_value(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("DSPY_TOTAL_LIMIT", "7")
+    code, output, _ = run("config", "show", "--origin", "--handler", "gpu=a:b", "--handler", "count=c:d")
+    lines = [" ".join(line.split()) for line in output.splitlines()]
+    assert code == 0
+    assert "total_limit 7 environment DSPY_TOTAL_LIMIT" in lines
+    assert "class.gpu.handler a:b flag --handler" in lines
+    assert "kind_handlers count=c:d flag --set kind_handlers" in lines
+    assert "max_concurrency 1 mode laptop" in lines
+    document = json.loads(run("config", "show", "--origin", "--json")[1])
+    assert document["settings"]["total_limit"] == 7
+    assert document["origins"]["total_limit"] == "environment DSPY_TOTAL_LIMIT"
+    assert document["settings"]["kinds"] == ["echo", "call"]
+
+
+def test_config_check_imports_the_handlers_as_a_start_would(run, tmp_path, monkeypatch):
+    assert run("config", "check", "--handler", "gpu=json:dumps")[0] == 0
+    code, _, error = run("config", "check", "--handler", "gpu=json:dmups")
+    assert (code, "dmups" in error) == (78, True)
+    assert run("config", "check", "--no-import", "--handler", "gpu=json:dmups")[0] == 0
+
+
+def test_doctor_prints_a_remedy_and_is_1_where_something_fails(run, tmp_path):
+    queue = tmp_path / "queue"
+    queue.mkdir(mode=0o700)
+    code, output, _ = run("doctor", "--queue-dir", queue)
+    assert code == 0
+    assert "0 failures" in output
+    queue.chmod(0o777)
+    code, output, _ = run("doctor", "--queue-dir", queue)
+    assert code == 1
+    assert "-> 'chmod o-w" in output
+    code, output, _ = run("doctor", "--queue-dir", queue, "--json")
+    assert (code, json.loads(output)["ok"]) == (1, False)

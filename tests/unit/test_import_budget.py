@@ -1,0 +1,89 @@
+"""What the quick commands load, and how much longer than a bare interpreter they take."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = {"asyncio", "prometheus_client", "psutil", "numpy", "numba", "ssl", "subprocess", "pynvml", "concurrent"}
+
+
+def loaded(tmp_path, code: str) -> set[str]:
+    """Return the modules, by their first name, that a fresh interpreter has after the code, beyond a bare one's."""
+    environ = {**os.environ, "HOME": str(tmp_path), "DSPY_RUNTIME_DIR": str(tmp_path / "run")}
+    whole = f"import sys\nbare = set(sys.modules)\n{code}\nprint('\\n' + ' '.join(set(sys.modules) - bare))"
+    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, env=environ, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    return {name for name in names if not name.lstrip("_").startswith("cython")}  # what a compiled module registers
+
+
+def after(tmp_path, *arguments: str) -> set[str]:
+    """Return what a command line loads."""
+    return loaded(tmp_path, f"from dspy_supervisor.cli import main\nmain({list(arguments)!r})")
+
+
+def third_party(names: set[str]) -> set[str]:
+    return names - sys.stdlib_module_names - {"dspy_supervisor", "dspy_fastpath"}
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("completion", "bash"), ("nonsense",)])
+def test_the_first_word_needs_click_only(tmp_path, arguments):
+    names = after(tmp_path, *arguments)
+    assert third_party(names) == {"click"}
+    assert names.isdisjoint(HEAVY)
+    assert "dspy_fastpath" not in names
+
+
+@pytest.fixture
+def queue(tmp_path):
+    """A queue with one task."""
+    made = (
+        "from dspy_supervisor.layout import Layout\nfrom dspy_supervisor.producer import Producer, envelope\n"
+        "with Layout.open('queue', create=True) as layout:\n"
+        "    Producer(layout).put('a1', envelope({}, task_id='a1'))"
+    )
+    loaded(tmp_path, made)
+    return tmp_path / "queue"
+
+
+@pytest.mark.parametrize("command", ["status", "submit {}", "task show a1", "task list", "queue stats", "explain a1"])
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_the_quick_commands_load_nothing_heavy(tmp_path, queue, command, form):
+    names = after(tmp_path, *command.split(), "--queue-dir", str(queue), *form)
+    assert names.isdisjoint(HEAVY), names & HEAVY
+    assert third_party(names) <= {"click", "orjson"}
+
+
+def test_the_process_that_forks_loads_nothing_that_starts_threads(tmp_path):
+    names = loaded(tmp_path, "import dspy_supervisor.loop")
+    assert names.isdisjoint(HEAVY), names & HEAVY
+    assert third_party(names) <= {"orjson", "setproctitle"}
+
+
+def test_the_names_of_the_package_are_there_when_they_are_asked_for(tmp_path):
+    assert "click" not in loaded(tmp_path, "import dspy_supervisor\ndspy_supervisor.__version__")
+    assert loaded(tmp_path, "import dspy_supervisor").isdisjoint({"orjson", "dspy_fastpath"})
+
+
+@pytest.mark.parametrize(("arguments", "bound"), [(["--version"], 10), (["status"], 10), (["task", "show", "a1"], 10)])
+def test_a_quick_command_takes_at_most_ten_bare_starts(tmp_path, queue, arguments, bound):
+    environ = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "DSPY_RUNTIME_DIR": str(tmp_path / "run"),
+        "ENV_QUEUE_DIR": str(queue),
+    }
+
+    def took(*command: str) -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *command], capture_output=True, env=environ, cwd=tmp_path)
+        return time.perf_counter() - began
+
+    # Bare and quick by turns, the best of each: the machine's load falls on both.
+    pairs = [(took("-c", "pass"), took("-m", "dspy_supervisor", *arguments)) for _ in range(7)]
+    bare, quick = (min(times) for times in zip(*pairs, strict=True))
+    assert quick <= bound * bare, json.dumps({"bare_s": bare, "quick_s": quick})
