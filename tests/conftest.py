@@ -114,7 +114,7 @@ class Supervised:
         for left in self._known:
             with contextlib.suppress(psutil.NoSuchProcess):
                 left.kill()
-        psutil.wait_procs(self._known, END_S)
+        until(lambda: not any(map(_runs, self._known)), "what it started is gone")
 
     def until_ready(self, notices: socket.socket) -> None:
         """Wait for READY, or fail with what it said when it ended before."""
@@ -134,6 +134,14 @@ class Supervised:
                     pytest.fail(f"the supervisor was not ready after {START_S:g} s; it said:\n{self.log}")
         finally:
             os.close(ended)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it still runs; a zombie doesn't, and whoever inherited it may take its time to reap it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 Start = Callable[..., Supervised]

@@ -138,7 +138,7 @@ def _take(undertaker: Undertaker, file: str, folder: int, budget: Budget, result
     verdict = decide(Cause.LOST, name, past_causes(history), budget, random.random())
     if verdict.final is None:
         queue.note_attempt(name, {"cause": Cause.LOST, "message": reason})
-        result.taken += queue.retry(file, folder, 0.0)
+        result.taken += queue.take(name, folder, 0.0)
         return
     message = f"given out {name.attempt + 1} times without an end, the last time: {reason}"
     result.failed += undertaker.bury(folder, file, name, {"cause": verdict.final, "message": message})

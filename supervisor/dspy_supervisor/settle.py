@@ -106,7 +106,7 @@ def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, fo
     if verdict.final is None:
         crashed = died and cause is not Cause.LOST
         queue.note_attempt(name, error)
-        queue.retry(name.file, folder, time.time() + verdict.delay_s if verdict.delay_s else 0.0, crashed=crashed)
+        queue.take(name, folder, time.time() + verdict.delay_s if verdict.delay_s else 0.0, crashed=crashed)
         page.add(pool.klass, Counter.RETRIED)
         supervisor.intake.see(name.charged(crashed=crashed).file)
         return

@@ -131,6 +131,14 @@ class TaskQueue:
             return self._move(owner_folder, file, self.layout.pending, charged.file)
         return self._move(owner_folder, file, self.layout.delayed, delayed_file(due, charged))
 
+    def take(self, name: TaskName, owner_folder: int, due: float, *, crashed: bool = False) -> bool:
+        """Take a claim from an owner that is dead, as `retry`; a record it had written before it died goes."""
+        if not self.retry(name.file, owner_folder, due, crashed=crashed):
+            return False
+        with contextlib.suppress(OSError):  # without its claim nobody can commit it
+            os.unlink(name.result_file, dir_fd=self.layout.results)
+        return True
+
     def release(self, file: str, owner_folder: int) -> bool:
         """Give back a task that never started; no attempt is charged."""
         return self._move(owner_folder, file, self.layout.pending, file)

@@ -1,0 +1,101 @@
+"""Workers and supervisors that are killed at any moment: nothing is lost, nothing counts twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+from ..conftest import until
+from .conftest import Rig, events, is_alive, kill_whole, workers
+from .invariants import record, runs
+
+TASKS = 2000
+
+#: a task is never given up, however often its worker is killed
+UNBOUNDED: dict[str, object] = {
+    "breaker_starts": 1000,
+    "max_deliveries": 1000,
+    "class.cpu_short.max_crashes": 1000,
+    "class.cpu_short.max_attempts": 1000,
+}
+
+
+def test_a_task_travels_from_a_file_to_its_record(rig: Rig) -> None:
+    rig.start()
+    rig.drop("a1", {"n": 1})
+    assert rig.record("a1")["runner_result"] == {"n": 1, "attempt": 0, "crashes": 0}
+    assert not (rig.queue / "pending" / "a1.json").exists()
+    until(lambda: not list((rig.queue / "done").glob(".*")), "the commit is forgotten")
+    rig.check(drained=True)
+
+
+def test_random_kills_of_workers_and_supervisors_lose_and_double_nothing(rig: Rig) -> None:
+    chance = random.Random(1)
+    settings = UNBOUNDED | {"durability": "none"}
+    supervisor = rig.start(settings=settings)
+    killed = 0
+    for number in range(TASKS):
+        rig.drop(f"t{number:04d}", {"n": number})
+        if number % 40 == 0:
+            killed += _kill_one(workers(supervisor), chance)
+        if number % 250 == 200:
+            kill_whole(supervisor)
+            supervisor = rig.start(settings=settings)
+    while rig.ended() < TASKS and killed < 100:
+        before = rig.ended()
+        until(lambda before=before: rig.ended() > before or rig.ended() == TASKS, "work goes on")
+        killed += _kill_one(workers(supervisor), chance)
+    rig.drain()
+    assert supervisor.stop() == 0
+    assert killed >= 50
+    rig.check(drained=True)
+    real = runs(rig.log)
+    assert len(real) == TASKS
+    assert len(list((rig.queue / "done").glob("*.json"))) == TASKS
+    for name, number in real.items():  # each attempt ran at most once
+        found = record(rig.queue, name)
+        assert f"t{found['runner_result']['n']:04d}" == name
+        assert number <= found["attempt"] + 1
+
+
+def _kill_one(pids: list[int], chance: random.Random) -> int:
+    if not pids:
+        return 0
+    os.kill(chance.choice(pids), signal.SIGKILL)
+    return 1
+
+
+def test_a_killed_supervisor_takes_workers_and_their_commands_with_it(rig: Rig, tmp_path: Path) -> None:
+    supervisor = rig.start(settings={"kinds": "echo,command"}, workers=1)
+    mark = tmp_path / "command.pid"
+    rig.drop(
+        "slow", {"argv": ["/bin/sh", "-c", f"echo $$ > {mark}.new; mv {mark}.new {mark}; sleep 600"]}, kind="command"
+    )
+    pid = int(until(lambda: mark.exists() and mark.read_text(), "the command runs"))
+    kill_whole(supervisor)
+    until(lambda: not is_alive(pid), "the command dies with its worker", 1.0)
+    rig.start(settings={"kinds": "echo,command"}, workers=1)
+    until(lambda: rig.claims() == ["slow~1x0.json"], "it runs again, and it was not its own fault")
+
+
+def test_only_the_task_of_a_killed_worker_is_charged(rig: Rig) -> None:
+    supervisor = rig.start()
+    gates = [rig.gate("first"), rig.gate("second")]
+    for gate in gates:
+        gate.wait()
+    victim = next(int(line.split()[2]) for line in rig.log.read_text().splitlines() if line.startswith("first"))
+    os.kill(victim, signal.SIGKILL)
+    killed_at = time.monotonic()
+    until(lambda: runs(rig.log)["first"] == 2, "it runs again")
+    assert time.monotonic() - killed_at < 1.0
+    for gate in gates:
+        gate.open()
+    first = rig.record("first")
+    assert first["runner_result"] == {"n": None, "attempt": 1, "crashes": 1}
+    assert rig.record("second")["runner_result"] == {"n": None, "attempt": 0, "crashes": 0}
+    [attempt] = first["history"]
+    assert (attempt["cause"], attempt["signal"], attempt["attempt"]) == ("signal", "SIGKILL", 0)
+    assert [event["worker"] for event in events(supervisor, "worker_died")] == [victim]
