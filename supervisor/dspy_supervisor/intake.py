@@ -11,7 +11,7 @@ import heapq
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class Intake:
     page: Page
     backlogs: Mapping[str, Backlog]
     why_held: Callable[[Claim], str]  #: why a task can't run here, or ""
-    in_hand: Callable[[str], bool]  #: whether a worker was fed this name
+    fed: Set[str]  #: names that workers were handed
     partial_grace_s: float
     held: dict[str, tuple[str, str]] = field(default_factory=dict)  #: file to class and why nothing here can run it
     lost: bool = False  #: a watched folder was removed or moved
@@ -151,7 +151,7 @@ class Intake:
 
     def see(self, file: str) -> bool:
         """Look at one name in pending/; False where its class has no room for it now."""
-        if file in self.held or self.in_hand(file) or any(file in backlog for backlog in self.backlogs.values()):
+        if file in self.fed or file in self.held or any(file in backlog for backlog in self.backlogs.values()):
             return True
         try:
             task = self.queue.look(file)

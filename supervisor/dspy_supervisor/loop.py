@@ -63,6 +63,7 @@ class Supervisor:
             self._stem.with_name(self._stem.name + ".page"), self.layout.queue_id, tuple(config.classes), SLOTS
         )
         self._slots = list(range(SLOTS - 1, -1, -1))
+        self.fed: set[str] = set()
         self.pools = {
             name: Pool(self, index, settings) for index, (name, settings) in enumerate(config.classes.items())
         }
@@ -70,7 +71,7 @@ class Supervisor:
         self.undertaker = Undertaker(self.queue, self.presence)
         self.pause = Pause(self.layout)
         self.compat = self._new_compat()
-        self.intake = Intake(self.queue, self.page, self.backlogs, self.why_held, self.in_hand, config.partial_grace_s)
+        self.intake = Intake(self.queue, self.page, self.backlogs, self.why_held, self.fed, config.partial_grace_s)
         self.feeder = Feeder(self.reactor, self.pools, self.backlogs, see=self.intake.see, show=self.show)
         self.observer = self._new_observer()
         self.sweeper = Sweeper(self)
@@ -190,10 +191,6 @@ class Supervisor:
                 pool.doom(worker, Cause.LOST, why, at_once=at_once)
 
     # -- what waits -------------------------------------------------------------------------------------------
-
-    def in_hand(self, file: str) -> bool:
-        """Whether a worker was fed this name and has not reported on it."""
-        return any(file in worker.fed for pool in self.pools.values() for worker in pool.workers)
 
     def why_held(self, task: Claim) -> str:
         """Return why a task can't run under this configuration, or nothing."""

@@ -46,6 +46,7 @@ class Owner(Protocol):
     page: Page
     presence: Presence
     reactor: Reactor
+    fed: set[str]  #: names that some worker was handed and did not report on
 
     def reported(self, pool: Pool, report: Report) -> None:
         """One thing happened to one task."""
@@ -158,6 +159,7 @@ class Pool:
                 names = [file for file in worker.fed if file != in_hand]
                 for file in names:
                     del worker.fed[file]
+                self._owner.fed.difference_update(names)
                 found += names
         return found
 
@@ -170,6 +172,7 @@ class Pool:
         now = time.monotonic()
         for file in files:
             worker.fed[file] = now
+        self._owner.fed.update(files)
         return True
 
     # -- the number of workers -------------------------------------------------------------------------------------------
@@ -266,7 +269,8 @@ class Pool:
             self._broken = report.text
             self._owner.reported(self, report)
         else:
-            worker.fed.pop(report.file, None)
+            if worker.fed.pop(report.file, None) is not None:
+                self._owner.fed.discard(report.file)
             if report.kind in (Kind.DONE, Kind.FAILED, Kind.RETRIED):
                 worker.tasks += 1
                 self._failures = 0
@@ -287,6 +291,7 @@ class Pool:
             os.close(descriptor)
         worker.channel.close()
         self.workers.remove(worker)
+        owner.fed.difference_update(worker.fed)
         death.start_ns = owner.page.slot(worker.slot).start_ns
         owner.free_slot(worker.slot)
         owner.page.add(self.klass, Counter.RESTARTS, int(not death.wanted))

@@ -83,7 +83,7 @@ def explain(supervisor: Supervisor, task_id: str) -> str:
     for name, backlog in supervisor.backlogs.items():
         if found.file in backlog:
             return f"{_why_waiting(supervisor, supervisor.pools[name])}; {backlog.position(found.file)} tasks come before it"
-    if supervisor.in_hand(found.file):
+    if found.file in supervisor.fed:
         return "a worker is about to claim it"
     return "it was not read yet: the tasks before it come first"
 
