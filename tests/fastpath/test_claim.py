@@ -20,7 +20,8 @@ from contextlib import suppress
 import pytest
 from dspy_fastpath import claim as compiled
 from dspy_fastpath.envelope import EnvelopeError
-from reference import claim as reference
+
+from tests.reference import claim as reference
 
 MIB = 1 << 20
 TASK = b'{"id": "a", "class": "gpu", "payload": [1, 2]}'

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from dspy_fastpath import counters as compiled
 from dspy_supervisor.task import Cause
-from reference import counters as reference
+
+from tests.reference import counters as reference
 
 CLASSES = ("cpu_short", "cpu_long", "gpu", "gpu_slurm")
 SLOTS = 4

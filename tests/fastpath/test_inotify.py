@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from dspy_fastpath import inotify as compiled
-from reference import inotify as reference
+
+from tests.reference import inotify as reference
 
 QUEUE = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 INSTANCES = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
