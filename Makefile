@@ -18,9 +18,9 @@ test: $(VENV)/.ready-dev
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/cython-lint fastpath/dspy_fastpath/*.pyx fastpath/dspy_fastpath/*.pxd
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint fastpath/dspy_fastpath/*.pyx fastpath/dspy_fastpath/*.pxd
 	$(BIN)/python -m mypy
-	cd /tmp && $(abspath $(BIN))/python -m mypy.stubtest dspy_fastpath --ignore-disjoint-bases
+	$(BIN)/python -m mypy.stubtest dspy_fastpath --mypy-config-file pyproject.toml
 
 # The wheel as a user gets it, in a fresh environment of each Python that is here.
 wheels: $(VENV)/.ready-dev
@@ -39,7 +39,7 @@ fuzz: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.fastpath.fuzz_envelope --count 1000000
 
 sanitize: $(VENV)/.ready-dev
-	BIN="$(abspath $(BIN))" tests/sanitize/run
+	$(BIN)/python -m tests.sanitize
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

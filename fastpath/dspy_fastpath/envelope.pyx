@@ -726,7 +726,7 @@ cdef Fields fields_of(bytes data, Parts *parts):
     cdef Fields fields = Fields.__new__(Fields)
     cdef const uint8_t *start = data
     cdef Span part
-    fields.id = string(data, parts, ID, 1024)
+    fields.id = string(data, parts, ID, 1024, True)  # a writer in Go sends "" for none
     fields.task_class = string(data, parts, CLASS, 100, True)
     fields.extras = ()
     fields.has_payload = parts.known[PAYLOAD].start != NULL

@@ -92,7 +92,7 @@ def judge(text: bytes) -> bool:
     start, end = found["payload"]
     payloads = [document[key] for key in ("payload", "Payload") if key in document] or [document]
     assert [orjson.loads(text[start:end])] == payloads, text
-    assert found["id"] == document.get("id", document.get("ID")), text
+    assert (found["id"] or "") == (document.get("id", document.get("ID")) or ""), text
     assert (found["task_class"] or "") == (document.get("class", document.get("Class")) or ""), text
     if found["has_payload"]:
         assert found["priority"] == (document.get("priority") or 0), text

@@ -255,7 +255,7 @@ class Scanner:
         return None
 
     def fields(self) -> Fields:
-        task_id, task_class = self.text("id", 1024), self.text("class", 100, may_be_empty=True)
+        task_id, task_class = self.text("id", 1024, may_be_empty=True), self.text("class", 100, may_be_empty=True)
         if "payload" not in self.known:
             return Fields(self.whole, False, task_id, task_class)
         fields = Fields(
