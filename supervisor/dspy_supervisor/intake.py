@@ -19,7 +19,7 @@ from dspy_fastpath.counters import Global, Page
 from dspy_fastpath.inotify import Watcher
 
 from .backlog import Backlog
-from .layout import Layout, list_folder
+from .layout import FOLDERS, Layout, list_folder
 from .log import log
 from .record import Claim
 from .taskqueue import TaskQueue, Unusable, parse_delayed
@@ -68,6 +68,7 @@ class Intake:
     _due: list[tuple[float, str]] = field(default_factory=list)  # heap: monotonic seconds, file
     _suspects: dict[str, _Suspect] = field(default_factory=dict)
     _watcher: Watcher | None = None
+    _root_watch: int = -1
     _pending_watch: int = -1
     _delayed_watch: int = -1
     _pass: _Pass | None = None
@@ -80,6 +81,8 @@ class Intake:
         self.unwatch()
         layout = self.queue.layout
         self._watcher = Watcher()
+        # A folder that is held open tells nothing of its removal; the one above it tells that another took its place.
+        self._root_watch = self._watcher.add(layout.path)
         self._pending_watch = self._watcher.add(Path(layout.path, "pending"))
         self._delayed_watch = self._watcher.add(Path(layout.path, "delayed"))
         self.lost = not layout.is_current()  # else what is watched is not what is open
@@ -106,10 +109,12 @@ class Intake:
         events, lost, overflowed = self._watcher.take()
         for watch, raw, _mask in events:
             name = os.fsdecode(raw)
-            if watch == self._delayed_watch:
+            if watch == self._pending_watch:
+                self.see(name)
+            elif watch == self._delayed_watch:
                 self._see_delayed(name)
             else:
-                self.see(name)
+                self.lost = self.lost or name in FOLDERS
         if overflowed:
             self.page.add_global(Global.OVERFLOWS)
             log.warning("inotify_overflow", next="scanning the folder")

@@ -145,7 +145,7 @@ class Supervisor:
             pool.end_now("the supervisor ended")
         self._control.close()
         self.notifier.close()
-        self.intake.unwatch()
+        self._unwatch()
         with contextlib.suppress(OSError):
             self.undertaker.close()
         self.compat.close()
@@ -286,7 +286,7 @@ class Supervisor:
 
     def move_to(self, layout: Layout) -> None:
         """Serve these folders instead; nothing is running, and a watch must follow."""
-        self.intake.unwatch()
+        self._unwatch()
         old, self.layout, self.queue.layout = self.layout, layout, layout
         self.presence.adopt(layout)
         self.undertaker = Undertaker(self.queue, self.presence)
@@ -298,8 +298,7 @@ class Supervisor:
 
     def watch(self) -> None:
         """Watch the queue's folders, and scan them."""
-        if self._watch_descriptor is not None:
-            self.reactor.remove(self._watch_descriptor)
+        self._unwatch()
         self._watch_descriptor = self.intake.watch()
         self.reactor.add(self._watch_descriptor, self._arrived)
 
@@ -410,6 +409,12 @@ class Supervisor:
     def _new_observer(self) -> Observer:
         config = self.config
         return Observer(self.presence.node, self.layout, config.runtime_dir, config.take_after_s, config.heartbeat_s)
+
+    def _unwatch(self) -> None:
+        if self._watch_descriptor is not None:
+            self.reactor.remove(self._watch_descriptor)  # before it is closed
+            self._watch_descriptor = None
+        self.intake.unwatch()
 
     def _arrived(self) -> None:
         self.guard(self.intake.take_events)

@@ -12,6 +12,8 @@ from .settle import recover, take_dead_nodes
 if TYPE_CHECKING:
     from .loop import Supervisor
 
+_BACK_S = 1.0  # a queue that is missing is looked for so often
+
 
 class Sweeper:
     """Looks at the queue's folder at intervals, and serves the one that has its name."""
@@ -45,7 +47,7 @@ class Sweeper:
                 pool.adjust()
             supervisor.show()
         supervisor.page.beat()
-        supervisor.reactor.call_later(self.interval_s, self.sweep)
+        supervisor.reactor.call_later(_BACK_S if self.missing else self.interval_s, self.sweep)
 
     def look_at_others(self) -> None:
         """Begin to show that we live, and to judge whether others do, where there are others or may be."""
