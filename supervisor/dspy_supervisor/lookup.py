@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,8 +14,9 @@ from dspy_fastpath.envelope import EnvelopeError
 
 from .layout import Layout, list_folder, read_json
 from .task import State, TaskName
-from .taskqueue import exists, parse_delayed
+from .taskqueue import exists, parse_delayed, won_file
 
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PROBED_ATTEMPTS, _PROBED_CRASHES = 32, 4  # looked for by name, before a folder of a million files is listed
 
 
@@ -43,6 +46,31 @@ def find(layout: Layout, task_id: str, *, thorough: bool = False) -> Iterator[Fo
     for folder, state in ((layout.done, State.DONE), (layout.failed, State.FAILED)):
         if exists(folder, f"{task_id}.json"):
             yield Found(state, f"{task_id}.json", folder)
+    if thorough:
+        yield from _find_committed(layout, task_id)
+
+
+def files(layout: Layout, state: State) -> Iterator[Found]:
+    """Yield the files of all tasks in a state, in no order."""
+    if state is State.CLAIMED:
+        for owner in list_folder(layout.claimed):
+            for file in _claims(layout, owner):
+                if TaskName.parse(file):
+                    yield Found(state, file, None, owner)
+        return
+    folder: int = getattr(layout, state)
+    for file in list_folder(folder):
+        if state is State.DELAYED:
+            if parsed := parse_delayed(file):
+                yield Found(state, file, folder, due=parsed[0])
+        elif TaskName.parse(file):
+            yield Found(state, file, folder)
+
+
+def name_of(found: Found) -> TaskName:
+    """Return which task a file of the queue is, and which attempt, as far as its name tells."""
+    parsed = parse_delayed(found.file) if found.state is State.DELAYED else None
+    return (parsed[1] if parsed else TaskName.parse(found.file)) or TaskName(found.file.removesuffix(".json"))
 
 
 def find_one(layout: Layout, task_id: str) -> Found | None:
@@ -69,15 +97,27 @@ def read_found(layout: Layout, found: Found) -> Claimed | None:
 
 
 def read_record(layout: Layout, task_id: str) -> dict[str, Any] | None:
-    """Return the record of an ended task, or None while there is none."""
+    """Return the record of an ended task, or None while there is none: what a stranger put there is none."""
     for folder in (layout.done, layout.failed):
         try:
-            descriptor = os.open(f"{task_id}.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            descriptor = os.open(f"{task_id}.json", _OPEN_FILE, dir_fd=folder)
         except FileNotFoundError:
             continue
-        with os.fdopen(descriptor, "rb") as file:
-            record: dict[str, Any] = orjson.loads(file.read())
-        return record
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+                continue
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                continue
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                record = orjson.loads(file.read())
+        except ValueError:
+            continue
+        finally:
+            os.close(descriptor)
+        if isinstance(record, dict):
+            return record
     return None
 
 
@@ -86,7 +126,8 @@ def quarantined(layout: Layout, task_id: str) -> str | None:
     for file in sorted(list_folder(layout.quarantine), reverse=True):
         if file.startswith(f"{task_id}.") and file.endswith(".reason"):
             note = read_json(layout.quarantine, file)
-            if note is not None and note.get("file") in (f"{task_id}.json", None):
+            name = TaskName.parse(str(note.get("file"))) if note is not None else None
+            if note is not None and name is not None and name.id == task_id:  # of any attempt
                 return str(note.get("reason"))
     return None
 
@@ -106,14 +147,30 @@ def _find_waiting(layout: Layout, task_id: str, thorough: bool) -> Iterator[Foun
 
 
 def _names(layout: Layout, task_id: str, owner: str) -> Iterator[TaskName]:
+    for file in _claims(layout, owner):
+        name = TaskName.parse(file) if file.startswith(task_id) else None
+        if name and name.id == task_id:
+            yield name
+
+
+def _claims(layout: Layout, owner: str) -> list[str]:
     try:
         descriptor = os.open(owner, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.claimed)
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return []
     try:
-        for file in list_folder(descriptor):
-            name = TaskName.parse(file) if file.startswith(task_id) else None
-            if name and name.id == task_id:
-                yield name
+        return list_folder(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _find_committed(layout: Layout, task_id: str) -> Iterator[Found]:
+    """Yield an attempt that has committed and is not published: its worker was killed between these two renames."""
+    for result in list_folder(layout.results):
+        found_id, tilde, attempt = result.removesuffix(".json").rpartition("~")
+        if not tilde or found_id != task_id or not attempt.isdecimal():
+            continue
+        for folder in (layout.done, layout.failed):
+            for crashes in range(int(attempt) + 1):
+                if exists(folder, won_file(TaskName(task_id, int(attempt), crashes))):
+                    yield Found(State.CLAIMED, result, layout.results)

@@ -21,11 +21,11 @@ from dspy_fastpath.claim import move_new, sync, sync_filesystem, write_new
 from dspy_fastpath.envelope import EnvelopeError, Fields, scan
 from dspy_fastpath.ids import uuid7
 
-from .errors import DuplicateTask, EnvelopeInvalid, QueueFull
+from .errors import DuplicateTask, EnvelopeInvalid, QueueFull, SupervisorError, TaskNotFound
 from .layout import Layout, list_folder
-from .lookup import find, read_found
+from .lookup import find, find_one, read_found, read_record
 from .record import same_task
-from .task import TaskName, is_task_id
+from .task import State, TaskName, is_task_id
 from .taskqueue import UNKNOWN, delayed_file, exists
 
 _RESERVE_BYTES, _RESERVE_INODES = 64 << 20, 1000  # kept free so that what runs can still write its result
@@ -50,6 +50,49 @@ def envelope(
         raise EnvelopeInvalid(
             "payload", f"{error}; a payload is JSON: dict, list, str, int, float, bool or None"
         ) from None
+
+
+def id_of_key(key: str) -> str:
+    """Return the id of the one task that an idempotency key stands for, in every program that puts tasks."""
+    from hashlib import blake2s  # only for those that use keys: it loads OpenSSL
+
+    return f"k-{blake2s(key.encode()).hexdigest()}"
+
+
+def put_again(layout: Layout, task_id: str) -> None:
+    """Let a failed task be tried again, with all its attempts: its record becomes its envelope, by one rename.
+
+    Raises TaskNotFound, and SupervisorError where it has not failed.
+    """
+    found = find_one(layout, task_id)
+    if found is None:
+        raise TaskNotFound(task_id, layout.path)
+    record = read_record(layout, task_id) if found.state is State.FAILED else None
+    if record is None:
+        raise SupervisorError(f"task {task_id} is {found.state}: only a failed one can be tried again")
+    attempt = record.get("attempt")
+    name = TaskName(task_id, (attempt if isinstance(attempt, int) else 0) + 1)
+    # Notes first: a budget that begins anew for a task that then stays failed does no harm, the reverse would.
+    _forget_attempts(layout, task_id)
+    if not move_new(layout.failed, f"{task_id}.json".encode(), layout.pending, name.file.encode()):
+        raise SupervisorError(f"task {task_id} is moving; try again")
+    if layout.syncs:
+        sync(layout.pending)
+        sync(layout.failed)
+
+
+def _forget_attempts(layout: Layout, task_id: str) -> None:
+    try:
+        folder = os.open(task_id, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.logs)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        for note in list_folder(folder):
+            if note.startswith("attempt.") and note.endswith(".json"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(note, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _payload(value: Any) -> bytes:
