@@ -88,7 +88,9 @@ def report(elapsed):
         for entry in record["runner_result"]["most_complex"]
     ]
     waits = sorted(record["wait_ms"] for record in records)
-    print(f"\n{len(modules)} modules, {sums['lines']} lines, {sums['classes']} classes, {sums['functions']} functions\n")
+    print(
+        f"\n{len(modules)} modules, {sums['lines']} lines, {sums['classes']} classes, {sums['functions']} functions\n"
+    )
     print("complexity  function                        where")
     for score, name, where in sorted(functions, reverse=True)[:10]:
         print(f"{score:>10}  {name:<30}  {where}")
