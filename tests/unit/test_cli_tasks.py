@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import orjson
 import pytest
@@ -326,9 +327,12 @@ def test_what_a_supervisor_says_goes_before_what_lies_there(run, queue, monkeypa
         asked.append((path.name, request))
         return {"ok": True, "explanation": "all 1 places are taken", "was": "running", "pid": 7, "classes": {}}
 
-    for module in ("service", "explain", "task", "queue"):
-        __import__(f"dspy_supervisor.cli.{module}")
-        monkeypatch.setattr(f"dspy_supervisor.cli.{module}.ask", ask)
+    socket = Path(os.environ["DSPY_RUNTIME_DIR"]) / f"{queue.queue_id}.main.sock"
+    socket.parent.mkdir(mode=0o700)
+    socket.touch()
+    for module in ("cli.service", "cli.explain", "client.cancelling", "cli.queue"):
+        __import__(f"dspy_supervisor.{module}")
+        monkeypatch.setattr(f"dspy_supervisor.{module}.ask", ask)
     assert run("explain", "a1")[1] == "a1: all 1 places are taken\n"
     assert run("task", "cancel", "a1")[1] == "a1: cancelled, it was running\n"
     assert run("queue", "pause", "--class", "gpu")[0] == 0
@@ -336,3 +340,23 @@ def test_what_a_supervisor_says_goes_before_what_lies_there(run, queue, monkeypa
     assert {name for name, _ in asked} == {f"{queue.queue_id}.main.sock"}
     assert [request["do"] for _, request in asked] == ["explain", "cancel", "pause", "status"]
     assert not (queue.path / "paused.json").exists()
+
+
+def test_fsck_is_1_until_all_is_mended(run, queue):
+    assert run("queue", "fsck") == (0, "nothing is wrong\n", "")
+    (queue.path / "done/a1.json").write_text("torn")
+    code, output, _ = run("queue", "fsck")
+    assert (code, "done/a1.json: " in output, "-> fsck --repair" in output) == (1, True, True)
+    code, output, _ = run("queue", "fsck", "--repair", "--json")
+    assert (code, json.loads(output)["left"]) == (0, 0)
+    assert run("queue", "fsck")[0] == 0
+
+
+def test_gc_wants_to_be_told_what_to_forget(run, queue):
+    end(queue, "a1", status="done", runner_result=1)
+    assert run("queue", "gc")[0] == 2
+    assert run("queue", "gc", "--older-than", "soon")[0] == 2
+    assert run("queue", "gc", "--older-than", "1d") == (0, "forgot: nothing\n", "")
+    assert run("queue", "gc", "--keep", "0", "--dry-run") == (0, "would forget: 1 done\n", "")
+    assert json.loads(run("queue", "gc", "--keep", "0", "--json")[1])["forgotten"]["done"] == 1
+    assert os.listdir(queue.path / "done") == []

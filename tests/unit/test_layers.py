@@ -16,8 +16,8 @@ LAYERS = {
     "words": {"errors", "task"},
     "rules": {
         *("setting", "config_table", "config", "filesystem", "log", "proctree", "runtime"),
-        *("layout", "record", "taskqueue", "lookup", "producer", "pause", "census", "waiting"),
-        *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "doctor"),
+        *("layout", "record", "taskqueue", "lookup", "producer", "pause", "census"),
+        *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "doctor", "gc", "fsck"),
     },
     "sockets": {"parts"},
     "actors": {"reactor", "channel", "notify", "compat", "attempt", "worker", "intake", "pool", "feeder", "control"},

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import stat
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import TaskNotFound
-from ..task import State, TaskName, WorkloadClass
+from ..errors import TaskNotFound, WaitTimeout
+from ..task import State, WorkloadClass
 from .output import duration, moment, printable
 
 if TYPE_CHECKING:
+    from ..config import Loaded
     from ..layout import Layout
     from ..lookup import Found
 
@@ -23,7 +28,7 @@ def described(layout: Layout, task_id: str) -> dict[str, Any]:
     """Return the document of `task show`: where it is, and its envelope or record. Raises TaskNotFound."""
     import orjson
 
-    from ..lookup import find_one, quarantined, read_found
+    from ..lookup import find_one, name_of, quarantined, read_found
 
     found = find_one(layout, task_id)
     if found is None:
@@ -35,7 +40,7 @@ def described(layout: Layout, task_id: str) -> dict[str, Any]:
         found, got = moved, read_found(layout, moved)
     ended = found.state in (State.DONE, State.FAILED)
     content = orjson.loads(got.data) if got is not None else None
-    name = _name(found)
+    name = name_of(found)
     document = {
         "id": task_id,
         "state": str(found.state),
@@ -48,25 +53,17 @@ def described(layout: Layout, task_id: str) -> dict[str, Any]:
     return document | {"record" if ended else "envelope": content}
 
 
-def _name(found: Found) -> TaskName:
-    from ..taskqueue import parse_delayed
-
-    parsed = parse_delayed(found.file)
-    return (parsed[1] if parsed else None) or TaskName.parse(found.file) or TaskName(found.file.removesuffix(".json"))
-
-
 def listed(layout: Layout, state: State, task_class: str | None, limit: int) -> tuple[list[dict[str, Any]], int]:
     """Return the last ``limit`` tasks of a state, and how many more there are."""
-    from ..lookup import read_found
+    from ..lookup import files, name_of, read_found
 
-    files = [found for found in _files(layout, state) if _name(found).id]
-    files.sort(key=lambda found: _name(found).id)
+    there = sorted(files(layout, state), key=lambda found: name_of(found).id)
     rows: list[dict[str, Any]] = []
-    for place in reversed(range(len(files))):
+    for place in reversed(range(len(there))):
         if len(rows) >= limit:
             return rows[::-1], place + 1
-        found: Found = files[place]
-        name, got = _name(found), read_found(layout, found)
+        found = there[place]
+        name, got = name_of(found), read_found(layout, found)
         workload = str(WorkloadClass.parse(got.fields.task_class)) if got is not None else None
         if task_class is not None and workload != task_class.lower():
             continue
@@ -77,35 +74,37 @@ def listed(layout: Layout, state: State, task_class: str | None, limit: int) -> 
     return rows[::-1], 0
 
 
-def _files(layout: Layout, state: State) -> Iterator[Found]:
-    from ..layout import list_folder
-    from ..lookup import Found
-    from ..taskqueue import parse_delayed
+def ended(loaded: Loaded, ids: Sequence[str], timeout_s: float | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (id, record) of each task as it ends; of one that was refused, a record that says why.
 
-    if state is State.CLAIMED:
-        for owner in list_folder(layout.claimed):
-            try:
-                folder = os.open(
-                    owner, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.claimed
-                )
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            try:
-                yield from (Found(state, file, None, owner) for file in list_folder(folder) if TaskName.parse(file))
-            finally:
-                os.close(folder)
-        return
-    folder = {
-        State.PENDING: layout.pending,
-        State.DELAYED: layout.delayed,
-        State.DONE: layout.done,
-        State.FAILED: layout.failed,
-    }[state]
-    for file in list_folder(folder):
-        if file.startswith(".") or not file.endswith(".json"):
-            continue
-        parsed = parse_delayed(file) if state is State.DELAYED else None
-        yield Found(state, file, folder, due=parsed[0] if parsed else None)
+    Raises TaskNotFound for a task that is nowhere, and WaitTimeout where some have not ended after ``timeout_s`` seconds.
+    """
+    from ..client.access import Access
+    from ..client.endings import Ending, Endings, Wait
+    from ..lookup import quarantined, read_record
+
+    deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    access = Access(loaded.config.queue_dir, insecure=loaded.config.insecure)
+    with closing(access), closing(Endings(access)) as endings:
+        wait = Wait(ids)
+        endings.expect(wait, ids)
+        told = 0
+        while True:
+            news = list(itertools.islice(wait.ended.items(), told, None))
+            told += len(news)
+            for task_id, ending in news:
+                record = read_record(access.layout, task_id)
+                if ending is Ending.MISSING or (record is None and ending is not Ending.QUARANTINED):
+                    raise TaskNotFound(task_id, access.path)
+                reason = None if record is not None else quarantined(access.layout, task_id)
+                yield task_id, record or {"status": "refused", "error": {"cause": "refused", "message": reason}}
+            if not wait.open:
+                return
+            if (left := deadline - time.monotonic()) <= 0:
+                first = f"task {min(wait.open)}" + (f" and {len(wait.open) - 1} more" if len(wait.open) > 1 else "")
+                raise WaitTimeout(f"{first} did not end in {timeout_s:g} s, and goes on in the queue")
+            endings.sleep(left)
+            endings.take()
 
 
 def _detail(found: Found, data: bytes) -> str:

@@ -6,9 +6,9 @@ import click
 
 from ..config import CLASSES, Loaded
 from ..control_client import ask
-from ..errors import NotRunning
+from ..errors import EXIT_FAILED, EXIT_OK, NotRunning
 from .options import open_queue, with_config
-from .output import json_option, moment, print_facts, print_json, print_table
+from .output import json_option, moment, print_facts, print_json, print_table, printable
 from .service import supervisor_socket
 
 
@@ -68,6 +68,84 @@ def stats(loaded: Loaded, limit_s: float, as_json: bool) -> None:
         click.echo(f"\n{census.folders['quarantine']} refused files lie in quarantine/, each with its reason beside it")
     if not census.complete:
         click.echo("\nclasses: only what could be read in time; the last line is exact")
+
+
+@queue.command()
+@click.option("--repair", is_flag=True, help="Mend what can be mended; no supervisor of this host may run.")
+@json_option
+@with_config
+def fsck(loaded: Loaded, repair: bool, as_json: bool) -> int:
+    """Check that the queue is as it should be, and say what each fault means.
+
+    Looking disturbs nobody. Nothing is deleted: what does not belong goes to quarantine/, with the reason.
+
+    Exit codes: 0 nothing is wrong any more; 1 something is; 75 --repair, but a supervisor runs.
+    """
+    from ..fsck import examine
+
+    problems = list(examine(loaded.config, repair=repair))
+    left = sum(not problem.mended for problem in problems)
+    if as_json:
+        print_json({"problems": [problem._asdict() for problem in problems], "left": left})
+        return EXIT_FAILED if left else EXIT_OK
+    for problem in problems:
+        click.echo(printable(f"{problem.place}: {problem.message}"))
+        if problem.mended or problem.remedy:
+            click.echo(f"  -> {'mended' if problem.mended else printable(problem.remedy)}")
+    click.echo(f"{len(problems)} problems, {len(problems) - left} mended" if problems else "nothing is wrong")
+    return EXIT_FAILED if left else EXIT_OK
+
+
+@queue.command()
+@click.option("--older-than", metavar="AGE", help="Forget what ended so long ago: 7d, 12h, 30m, 45s.")
+@click.option("--keep", type=click.IntRange(min=0), metavar="N", help="Forget all but the newest N of each state.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(["done", "failed", "quarantine"]),
+    help="Only these; repeatable; default: done and failed.",
+)
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@json_option
+@with_config
+def gc(
+    loaded: Loaded,
+    older_than: str | None,
+    keep: int | None,
+    states: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Forget ended tasks, with their output: by age, by count, or by either.
+
+    What waits or runs is never touched. A task that was forgotten would run again if it were submitted again.
+    """
+    if older_than is None and keep is None:
+        raise click.UsageError("say what to forget: --older-than AGE, or --keep N, or both")
+    from ..gc import forget
+
+    age_s = _age(older_than) if older_than is not None else None
+    with open_queue(loaded) as layout:
+        result = forget(layout, states or ("done", "failed"), older_than_s=age_s, keep=keep, dry_run=dry_run)
+    counts = {name: getattr(result, name) for name in ("done", "failed", "quarantine", "outputs", "temporary")}
+    if as_json:
+        print_json({"dry_run": dry_run, "forgotten": counts})
+    else:
+        told = ", ".join(f"{number} {name}" for name, number in counts.items() if number) or "nothing"
+        click.echo(f"{'would forget' if dry_run else 'forgot'}: {told}")
+
+
+def _age(written: str) -> float:
+    """Return seconds of an age as 7d, 12h, 30m or 45s."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    try:
+        seconds = float(written[:-1]) * units[written[-1:]]
+    except (ValueError, KeyError):
+        seconds = -1.0
+    if not 0 <= seconds < 1e11:
+        raise click.BadParameter(f"{written!r} is no age: 7d, 12h, 30m, 45s", param_hint="--older-than")
+    return seconds
 
 
 _CLASSES = click.option(

@@ -144,9 +144,9 @@ def _name(task_id: str | None, key: str | None) -> tuple[str, bool]:
     if task_id is not None:
         return task_id, False
     if key is not None:
-        from hashlib import sha256
+        from ..producer import id_of_key
 
-        return f"key-{sha256(key.encode()).hexdigest()[:40]}", False
+        return id_of_key(key), False
     from dspy_fastpath.ids import uuid7
 
     return uuid7(), True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import CLASSES, Loaded
-from ..control_client import ask
-from ..errors import EXIT_FAILED, EXIT_OK, NotRunning, SupervisorError, TaskNotFound
-from ..task import State, TaskName
-from .look import copy, described, listed, log_files, short
+from ..errors import EXIT_FAILED, EXIT_OK, SupervisorError, TaskNotFound
+from ..task import State
+from .look import copy, described, ended, listed, log_files, short
 from .options import open_queue, with_config
 from .output import duration, json_option, moment, print_facts, print_json, print_table, printable
-from .service import supervisor_socket
 
 if TYPE_CHECKING:
     from ..layout import Layout
@@ -115,14 +112,6 @@ def wait(loaded: Loaded, ids: tuple[str, ...], timeout_wait: float | None, as_js
 
     Exit codes: 0 all are done; 1 one failed; 4 there is no such task; 5 the time was up.
     """
-    from ..lookup import find_one, quarantined
-
-    with open_queue(loaded) as layout:
-        for task_id in ids:
-            if find_one(layout, task_id) is None:
-                if reason := quarantined(layout, task_id):
-                    raise SupervisorError(f"task {task_id} was refused and lies in quarantine/: {reason}")
-                raise TaskNotFound(task_id, layout.path)
     return report_wait(loaded, ids, timeout_wait, as_json=as_json)
 
 
@@ -132,14 +121,14 @@ def wait(loaded: Loaded, ids: tuple[str, ...], timeout_wait: float | None, as_js
 @with_config
 def cancel(loaded: Loaded, ids: tuple[str, ...], as_json: bool) -> None:
     """Cancel tasks: those that wait never run, those that run are ended."""
+    from ..client.cancelling import cancel as cancel_task
+
     was = {}
-    for task_id in ids:
-        try:
-            was[task_id] = str(ask(supervisor_socket(loaded.config), {"do": "cancel", "id": task_id})["was"])
-        except NotRunning:
-            was[task_id] = _cancel_alone(loaded, task_id)
-        if not as_json:
-            click.echo(f"{task_id}: cancelled, it was {was[task_id]}")
+    with open_queue(loaded) as layout:
+        for task_id in ids:
+            was[task_id] = cancel_task(layout, loaded.config.runtime_dir, task_id)
+            if not as_json:
+                click.echo(f"{task_id}: cancelled, it was {was[task_id]}")
     if as_json:
         print_json({"cancelled": was})
 
@@ -149,10 +138,12 @@ def cancel(loaded: Loaded, ids: tuple[str, ...], as_json: bool) -> None:
 @json_option
 @with_config
 def retry(loaded: Loaded, ids: tuple[str, ...], as_json: bool) -> None:
-    """Give failed tasks one more attempt."""
+    """Let failed tasks be tried again, with all their attempts."""
+    from ..producer import put_again
+
     with open_queue(loaded) as layout:
         for task_id in ids:
-            _retry(layout, task_id)
+            put_again(layout, task_id)
             if not as_json:
                 click.echo(f"{task_id}: waits again")
     if as_json:
@@ -190,78 +181,26 @@ def logs(loaded: Loaded, task_id: str, file_name: str | None, names: bool, as_js
 
 
 def report_wait(loaded: Loaded, ids: Sequence[str], timeout_s: float | None, *, as_json: bool) -> int:
-    """Wait for tasks that are in the queue, print each result as it comes, and return the exit code."""
-    from ..waiting import ended
-
+    """Wait for tasks, print each result as it comes, and return the exit code."""
     records: dict[str, Mapping[str, Any]] = {}
     failed = 0
     progress = sys.stderr.isatty() and len(ids) > 1
-    with open_queue(loaded) as layout:
-        for task_id, record in ended(layout, ids, timeout_s):
-            good = record.get("status") == "done"
-            failed += not good
-            if as_json:
-                records[task_id] = record
-            elif good:
-                click.echo(_line(task_id, record["runner_result"], alone=len(ids) == 1))
-            else:
-                error = record.get("error") or {}
-                click.echo(printable(f"{task_id}: failed ({error.get('cause')}): {error.get('message')}"), err=True)
-            if progress:
-                records.setdefault(task_id, {})
-                click.echo(
-                    f"\r{len(records)} of {len(ids)} ended, {failed} failed", nl=len(records) == len(ids), err=True
-                )
+    for task_id, record in ended(loaded, ids, timeout_s):
+        good = record.get("status") == "done"
+        failed += not good
+        if as_json:
+            records[task_id] = record
+        elif good:
+            click.echo(_line(task_id, record["runner_result"], alone=len(ids) == 1))
+        else:
+            error = record.get("error") or {}
+            click.echo(printable(f"{task_id}: failed ({error.get('cause')}): {error.get('message')}"), err=True)
+        if progress:
+            records.setdefault(task_id, {})
+            click.echo(f"\r{len(records)} of {len(ids)} ended, {failed} failed", nl=len(records) == len(ids), err=True)
     if as_json:
         print_json({"done": len(ids) - failed, "failed": failed, "tasks": [{"task_id": i, **records[i]} for i in ids]})
     return EXIT_FAILED if failed else EXIT_OK
-
-
-def _cancel_alone(loaded: Loaded, task_id: str) -> str:
-    """Cancel a task where no supervisor of this host serves the queue, as an owner of our own."""
-    from ..nodes import Presence
-    from ..runtime import make_runtime_folder
-    from ..taskqueue import TaskQueue
-    from ..undertaker import Undertaker
-
-    make_runtime_folder(loaded.config.runtime_dir)
-    with open_queue(loaded) as layout:
-        lock = loaded.config.runtime_dir / f"{layout.queue_id}.cancel-{os.getpid()}.lock"
-        try:
-            with Presence(layout, lock) as presence:
-                undertaker = Undertaker(TaskQueue(layout), presence)
-                try:
-                    state = undertaker.cancel(task_id)
-                finally:
-                    undertaker.close()
-        finally:
-            lock.unlink(missing_ok=True)
-    if state is State.CLAIMED:
-        raise SupervisorError(f"task {task_id} runs under a supervisor of another host: cancel it there")
-    return "waiting"
-
-
-def _retry(layout: Layout, task_id: str) -> None:
-    """Move a failed record back to pending/, under a name that was never used: the supervisor takes the task from it."""
-    from dspy_fastpath.claim import move_new, sync
-
-    from ..lookup import find_one, read_record
-    from ..taskqueue import TaskQueue
-
-    record = read_record(layout, task_id)
-    found = find_one(layout, task_id)
-    if found is None:
-        raise TaskNotFound(task_id, layout.path)
-    if record is None or found.state is not State.FAILED:
-        raise SupervisorError(f"task {task_id} is {found.state}: only a failed one can be tried again")
-    spent = TaskName(task_id, int(record.get("attempt", 0)))
-    TaskQueue(layout).note_attempt(spent, record.get("error") or {})
-    name = TaskName(task_id, spent.attempt + 1)
-    if not move_new(layout.failed, f"{task_id}.json".encode(), layout.pending, name.file.encode()):
-        raise SupervisorError(f"task {task_id} is moving; try again")
-    if layout.syncs:
-        sync(layout.pending)
-        sync(layout.failed)
 
 
 def _absent(layout: Layout, task_id: str) -> bool:

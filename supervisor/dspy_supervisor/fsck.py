@@ -1,0 +1,226 @@
+"""Whether a queue is as it should be, what it means where it isn't, and putting that right.
+
+Nothing is ever deleted that could be the only copy of something: what does not belong is moved to quarantine/, with the
+reason. Looking disturbs nobody; mending is done under the supervisor's own lock, so where one runs it does it itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import orjson
+from dspy_fastpath.claim import Refused, peek
+from dspy_fastpath.envelope import EnvelopeError
+from dspy_fastpath.ids import uuid7
+
+from .config import Config
+from .control_client import find_by_queue
+from .errors import AlreadyRunning, NotRunning, QueueMissing
+from .layout import FOLDERS, IDENTITY, PAUSED, Layout, list_folder, read_json
+from .lookup import Found, files, name_of
+from .nodes import Observer, Presence, claims_of, node_of
+from .recovery import Recovered, clear_old, settle_commits, take_from_dead
+from .retry import budget_of
+from .runtime import make_runtime_folder
+from .task import State, TaskName
+from .taskqueue import TaskQueue, exists, parse_won
+from .undertaker import Undertaker
+
+_DEEP = 1024  # nesting of a record: its task's and its result's are bounded elsewhere
+_LARGE = 1 << 40
+
+
+class Problem(NamedTuple):
+    """One thing that is not as it should be."""
+
+    place: str  #: below the queue's folder
+    message: str
+    remedy: str  #: what mends it; "" where nothing has to be done
+    mended: bool = False
+
+
+def examine(config: Config, *, repair: bool = False) -> Iterator[Problem]:
+    """Yield what is wrong with the configured queue, and with ``repair`` mend it.
+
+    Raises QueueMissing where the folder is no queue and never was, AlreadyRunning where a supervisor of this host serves
+    it and ``repair`` is asked.
+    """
+    with ExitStack() as stack:
+        closed = list(_identity(config, repair))
+        yield from closed
+        if closed and not repair:
+            return  # it can't be opened, so no more can be seen
+        layout = stack.enter_context(Layout.open(config.queue_dir, insecure=config.insecure))
+        queue = TaskQueue(layout, max_bytes=config.max_task_bytes, max_depth=config.max_depth)
+        presence = None
+        if repair:
+            make_runtime_folder(config.runtime_dir)
+            lock = config.runtime_dir / f"{layout.queue_id}.{config.instance}.lock"
+            presence = stack.enter_context(Presence(layout, lock))
+        yield from _dead(config, queue, presence)
+        yield from _records(queue, repair)
+        yield from _second_names(queue, repair)
+        yield from _strangers(layout)
+        if repair and (removed := clear_old(layout)):
+            yield Problem(
+                "results, pending", f"{removed} temporary files and records that nobody vouches for", "", True
+            )
+
+
+def _identity(config: Config, repair: bool) -> Iterator[Problem]:
+    """Yield what keeps the queue from being opened."""
+    folder = config.queue_dir
+    if not (folder / "pending").is_dir() and not (folder / IDENTITY).exists():
+        raise QueueMissing(f"{folder} is no queue: 'dspy-supervisor start --queue-dir {folder}' makes one")
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = read_json(fd, IDENTITY)
+        torn = found is None and os.path.lexists(folder / IDENTITY)
+        missing = [name for name in FOLDERS if not (folder / name).is_dir()]
+        if found is not None and not missing:
+            return
+        if repair:
+            try:
+                find_by_queue(config.runtime_dir, folder, config.instance)
+            except NotRunning:
+                pass
+            else:
+                raise AlreadyRunning(f"a supervisor of this host serves {folder}: 'dspy-supervisor stop' first")
+            if torn:
+                os.makedirs(folder / "quarantine", 0o700, exist_ok=True)
+                os.rename(IDENTITY, f"quarantine/{IDENTITY}.{uuid7()}", src_dir_fd=fd, dst_dir_fd=fd)
+            Layout.open(folder, create=True, insecure=config.insecure).close()
+    finally:
+        os.close(fd)
+    if found is None:
+        what = "is torn, or no file of ours" if torn else "is missing"
+        yield Problem(IDENTITY, f"{what}: nobody knows which queue this is", "fsck --repair writes it again", repair)
+    for name in missing:
+        yield Problem(name, "the folder is missing", "fsck --repair, or the next start, makes it", repair)
+
+
+def _dead(config: Config, queue: TaskQueue, presence: Presence | None) -> Iterator[Problem]:
+    """Yield what dead owners left: claims, and commits that were not published."""
+    layout = queue.layout
+    me = presence.node if presence is not None else ""
+    observer = Observer(me, layout, config.runtime_dir, config.take_after_s, config.heartbeat_s)
+    others = observer.others()
+    dead = observer.dead(time.monotonic(), beating=True)
+    commits = [
+        (target, name)
+        for target in ("done", "failed")
+        for name in list_folder(getattr(layout, target))
+        if parse_won(name)
+    ]
+    if presence is not None:
+        result = Recovered()
+        settle_commits(queue, result, alone=others == dead)
+        undertaker = Undertaker(queue, presence)
+        budget = budget_of(config, config.classes["cpu_short"])
+        claims = claims_of(layout, dead)
+        take_from_dead(undertaker, claims, budget, result, "its supervisor was dead when fsck took it")
+        undertaker.close()
+        for node in dead:
+            observer.forget(node)
+    else:
+        claims = claims_of(layout, dead)
+    remedy = "the next start, or fsck --repair, takes them back"
+    for owner, held in claims.items():
+        yield Problem(
+            f"claimed/{owner}", f"{len(held)} tasks of a supervisor that is dead", remedy, presence is not None
+        )
+    for target, name in commits:
+        # Of one that is at work this is seen for a moment; of one that is dead it stays.
+        if presence is not None or others == dead:
+            remedy = "the next start, or fsck --repair, publishes it"
+            mended = not exists(getattr(layout, target), name)
+            yield Problem(f"{target}/{name}", "an attempt that committed and was not published", remedy, mended)
+    holding = {node_of(owner) for owner in list_folder(layout.claimed)}
+    for node in sorted(others - dead):
+        if node in holding and read_json(layout.nodes, f"{node}.hb") is None:
+            message = f"tasks of node {node}, which has no heartbeat"
+            yield Problem(
+                f"claimed/{node}.*", message, f"a supervisor takes them after {config.take_after_s:g} s of silence"
+            )
+
+
+def _records(queue: TaskQueue, repair: bool) -> Iterator[Problem]:
+    """Yield what lies in done/ and failed/ and is no record."""
+    layout = queue.layout
+    for state, folder in ((State.DONE, layout.done), (State.FAILED, layout.failed)):
+        for file in list_folder(folder):
+            if file.startswith("."):
+                continue
+            reason = _why_no_record(folder, file, state)
+            if reason and exists(folder, file):
+                mended = repair and queue.quarantine(folder, file, f"in {state}/, but {reason}") is not None
+                yield Problem(f"{state}/{ascii(file)[1:-1]}", reason, "fsck --repair moves it to quarantine/", mended)
+
+
+def _why_no_record(folder: int, file: str, state: State) -> str:
+    try:
+        got = peek(folder, os.fsencode(file), _LARGE, (), max_depth=_DEEP)
+    except Refused as error:
+        return f"it is no record: {error.reason}"
+    except EnvelopeError as error:
+        return f"it is torn, or no record: {error}"
+    if got is None:
+        return ""
+    record = orjson.loads(got.data)
+    if f"{record.get('task_id')}.json" != file:
+        return f"it is no record of this task: its task_id is {record.get('task_id')!r}"
+    if record.get("status") != state:
+        return f"its status is {record.get('status')!r}"
+    return ""
+
+
+def _second_names(queue: TaskQueue, repair: bool) -> Iterator[Problem]:
+    """Yield the second name of each task that has two: the one that is further counts."""
+    layout = queue.layout
+    places: dict[str, list[Found]] = {}
+    for state in State:
+        for found in files(layout, state):
+            places.setdefault(name_of(found).id, []).append(found)
+    for task_id, held in places.items():
+        if len(held) < 2:
+            continue
+        held.sort(key=_reach)
+        best = held[-1]
+        for found in held[:-1]:
+            # It may have moved from one place to the other between two listings.
+            if found.folder is None or not (exists(found.folder, found.file) and _is_there(layout, best)):
+                continue
+            reason = f"task {task_id} is {best.state} as {best.file}, and this is a second name for it"
+            mended = repair and queue.quarantine(found.folder, found.file, reason) is not None
+            yield Problem(f"{found.state}/{found.file}", reason, "fsck --repair moves it to quarantine/", mended)
+
+
+def _reach(found: Found) -> tuple[int, int, int]:
+    """Order the names of one task: done > failed > higher attempt > claimed > delayed > pending."""
+    ended = {State.DONE: 2, State.FAILED: 1}.get(found.state, 0)
+    return (
+        ended,
+        name_of(found).attempt,
+        (State.PENDING, State.DELAYED, State.CLAIMED, State.FAILED, State.DONE).index(found.state),
+    )
+
+
+def _is_there(layout: Layout, found: Found) -> bool:
+    if found.folder is not None:
+        return exists(found.folder, found.file)
+    return os.path.lexists(layout.path / "claimed" / (found.owner or "") / found.file)
+
+
+def _strangers(layout: Layout) -> Iterator[Problem]:
+    """Yield what lies in the folders and is nothing of a queue; it disturbs nobody."""
+    for name in list_folder(layout.pending):
+        if not name.startswith(".") and name.endswith(".json") and TaskName.parse(name) is None:
+            yield Problem(
+                f"pending/{ascii(name)[1:-1]}", "a name that is no task's", "a supervisor moves it to quarantine/"
+            )
+    if exists(layout.root, PAUSED) and read_json(layout.root, PAUSED) is None:
+        yield Problem(PAUSED, "it can't be read, so nothing is paused", "dspy-supervisor queue resume removes it")
