@@ -33,6 +33,7 @@ class Kind(IntEnum):
     QUARANTINED = 7  #: text: why
     TROUBLE = 8  #: an error of ours, the task is unharmed; text: which
     RETURNED = 9  #: it was not claimed, and is the supervisor's to feed again
+    VOID = 10  #: others took this worker for dead, with all its claims: it ends; text: why
 
 
 class Report(NamedTuple):

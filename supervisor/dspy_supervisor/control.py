@@ -25,6 +25,7 @@ Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 _MAX_REQUEST = 1 << 20  # bytes
 _PATIENCE_S = 10.0  # for a client to send its line and take the answer
 _MAX_CLIENTS = 64
+_AGAIN_S = 1.0
 
 
 class Control:
@@ -42,7 +43,11 @@ class Control:
         finally:
             os.umask(mask)
         self._socket.listen(_MAX_CLIENTS)
-        reactor.add(self._socket.fileno(), self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._reactor.add(self._socket.fileno(), self._accept)
 
     def close(self) -> None:
         """Serve no more."""
@@ -54,8 +59,16 @@ class Control:
             self._path.unlink()
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionError):
+        try:
             connection, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:  # out of descriptors: whoever asks waits meanwhile
+            log.warning("cannot_accept", error=str(error), next=f"again in {_AGAIN_S:.0f} s")
+            self._reactor.remove(self._socket.fileno())
+            self._reactor.call_later(_AGAIN_S, self._listen)
+            return
+        with contextlib.suppress(ConnectionError):
             if len(self._clients) >= _MAX_CLIENTS or _peer(connection) not in (os.geteuid(), 0):
                 connection.close()
                 return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -63,6 +64,7 @@ class Intake:
     held: dict[str, tuple[str, str]] = field(default_factory=dict)  #: file to class and why nothing here can run it
     lost: bool = False  #: a watched folder was removed or moved
     trouble: str = ""  #: why tasks can't be read
+    blind: bool = False  #: no events come
     waiting: int = 0  #: tasks in pending/ at the end of the last whole pass
     _delayed: set[str] = field(default_factory=set)
     _due: list[tuple[float, str]] = field(default_factory=list)  # heap: monotonic seconds, file
@@ -76,18 +78,28 @@ class Intake:
 
     # -- watching --------------------------------------------------------------------------------------------------------
 
-    def watch(self) -> int:
-        """Watch the folders anew, and return the descriptor that tells of events; a scan must follow."""
-        self.unwatch()
+    def watch(self) -> int | None:
+        """Watch the folders, and return the descriptor that tells of events, or None where the kernel has none left."""
         layout = self.queue.layout
-        self._watcher = Watcher()
-        # A folder that is held open tells nothing of its removal; the one above it tells that another took its place.
-        self._root_watch = self._watcher.add(layout.path)
-        self._pending_watch = self._watcher.add(Path(layout.path, "pending"))
-        self._delayed_watch = self._watcher.add(Path(layout.path, "delayed"))
-        self.lost = not layout.is_current()  # else what is watched is not what is open
-        self.rescan()
-        return self._watcher.fileno()
+        watcher: Watcher | None = None
+        try:
+            watcher = Watcher()
+            # A folder that is held open tells nothing of its removal; the one above it tells that another took its place.
+            self._root_watch = watcher.add(layout.path)
+            self._pending_watch = watcher.add(Path(layout.path, "pending"))
+            self._delayed_watch = watcher.add(Path(layout.path, "delayed"))
+            self.lost = not layout.is_current()  # else what is watched is not what is open
+        except OSError as error:
+            if watcher is not None:
+                watcher.close()
+            if not self.blind:
+                log.warning("no_events", error=str(error), next="looking at the folder at short intervals instead")
+            self.blind = True
+            return None
+        finally:
+            self.rescan()
+        self._watcher, self.blind = watcher, False
+        return watcher.fileno()
 
     def unwatch(self) -> None:
         """Stop watching, and forget what is known."""
@@ -161,17 +173,31 @@ class Intake:
         try:
             task = self.queue.look(file)
         except Unusable as unusable:
-            self._suspect(file, unusable.reason, may_change=unusable.may_change)
-            return True
+            return self._refuse(file, unusable)
         except OSError as error:
-            if not self.trouble:
-                log.error("cannot_read", task=file, error=str(error), next="trying again at the next sweep")
-            self.trouble = f"{file} can't be read: {error}"
+            self._cannot_read(file, error)
             return True
         if task is None:
             return True
         self._suspects.pop(file, None)
-        return self._admit(file, task)
+        try:
+            return self._admit(file, task)
+        except OSError as error:
+            self._cannot_read(file, error)
+            return True
+
+    def _refuse(self, file: str, unusable: Unusable) -> bool:
+        try:
+            self._suspect(file, unusable.reason, may_change=unusable.may_change)
+        except OSError as error:
+            self._cannot_read(file, error)
+        return True
+
+    def _cannot_read(self, file: str, error: OSError) -> None:
+        """Leave a task where it is: an error of ours is not its fault."""
+        if not self.trouble:
+            log.error("cannot_read", task=file, error=str(error), next="trying again at the next sweep")
+        self.trouble = f"{file} can't be read: {error}"
 
     def postpone(self) -> None:
         """Look no further until the next sweep: the folder can't be read now."""
@@ -196,8 +222,8 @@ class Intake:
 
     # -- delayed -----------------------------------------------------------------------------------------------------------
 
-    def promote_due(self) -> float | None:
-        """Move what is due to pending/, and return the seconds until the next is, or None."""
+    def promote_due(self) -> None:
+        """Move what is due to pending/."""
         now = time.monotonic()
         while self._due and self._due[0][0] <= now:
             _, file = heapq.heappop(self._due)
@@ -205,7 +231,11 @@ class Intake:
                 self._delayed.discard(file)
                 if self.queue.promote(file) and (parsed := parse_delayed(file)):
                     self.see(parsed[1].file)
-        return max(0.0, self._due[0][0] - now) if self._due else None
+
+    @property
+    def next_due_s(self) -> float:
+        """Seconds until the next delayed task is due."""
+        return max(0.0, self._due[0][0] - time.monotonic()) if self._due else math.inf
 
     @property
     def delayed(self) -> int:

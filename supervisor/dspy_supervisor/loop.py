@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ from .undertaker import Undertaker
 SLOTS = 1024  #: workers of one supervisor
 _TROUBLE_S = 5.0  # before a class that met an error of ours tries again
 _CLEAR_S = 3600.0
+_LONGEST_S = 60.0  # of a wait for events
+_STRAY_S = 1.0  # that the loop waits for a killed process to go
 
 
 class Supervisor:
@@ -80,6 +84,8 @@ class Supervisor:
         self.alive: set[str] = set()  #: other nodes that serve this queue
         self.stopping = False
         self.exit_code = 0
+        self._unsettled: list[tuple[Pool, Worker, Death]] = []  # the disk did not take what became of their tasks
+        self._is_checked = False  # whether a pass over the folders found nothing after the last task ended
         self._watch_descriptor: int | None = None
 
     @property
@@ -95,7 +101,7 @@ class Supervisor:
         on_signal = self.reactor.on_signal
         on_signal((signal.SIGTERM, signal.SIGINT), lambda _: self.stop(now=self.stopping))
         on_signal((signal.SIGHUP,), lambda _: self._reload_or_say_why_not())
-        on_signal((signal.SIGUSR1,), lambda _: self.reopen_logs())
+        on_signal((signal.SIGUSR1,), lambda _: self._reopen_or_say_why_not())
         on_signal(
             (signal.SIGTTIN, signal.SIGTTOU), lambda number: self._shift_limits(1 if number == signal.SIGTTIN else -1)
         )
@@ -117,6 +123,7 @@ class Supervisor:
         self.notifier.send(READY=1, STATUS=f"serving {self.layout.path}")
         while not self._is_over():
             self._turn()
+        self.settle()
         log.info("stopped", exit=self.exit_code)
         return self.exit_code
 
@@ -156,10 +163,13 @@ class Supervisor:
 
     def _turn(self) -> None:
         """One turn of the loop: feed, wait, look further into the folder."""
-        if not (self.stopping or self.sweeper.missing or self.sweeper.is_silent):
+        serving = not (self.stopping or self.sweeper.missing or self.sweeper.is_silent)
+        if serving:
+            self.guard(self.intake.promote_due)
             self.feeder.pump()
         reading = not self.stopping and not self.sweeper.missing and self.intake.has_work
-        self.reactor.run_once(0.0 if reading else 60.0)
+        next_s = self.intake.next_due_s if serving else _LONGEST_S
+        self.reactor.run_once(0.0 if reading else min(next_s, _LONGEST_S))
         if reading:
             self.guard(self.intake.scan_slice)
 
@@ -176,7 +186,11 @@ class Supervisor:
         if any(pool.inflight or pool.trouble for pool in self.pools.values()):
             return
         left = {name: len(backlog) for name, backlog in self.backlogs.items() if backlog}
-        if any(not self.pools[name].failed and not self.pools[name].paused for name in left):
+        if self._unsettled or any(not self.pools[name].failed and not self.pools[name].paused for name in left):
+            return
+        if not self._is_checked:  # what a worker put back last may not have been told of yet
+            self._is_checked = True
+            intake.rescan()
             return
         reasons = [f"class {name}: {self.pools[name].failed or 'paused'}" for name in left]
         reasons += sorted({reason for _, reason in intake.held.values()})
@@ -209,6 +223,7 @@ class Supervisor:
     def reported(self, pool: Pool, report: Report) -> None:
         """One thing happened to one task."""
         kind, file = report.kind, report.file
+        self._is_checked = False
         if kind is Kind.DONE:
             self.compat.ended(file)
             log.debug("done", task=file, run_s=round(report.run_s, 6))
@@ -231,10 +246,17 @@ class Supervisor:
 
     def died(self, pool: Pool, worker: Worker, death: Death) -> None:
         """A worker is gone: settle what it had in hand, and give back what it was only fed."""
-        if self.sweeper.missing:
-            return
-        self.guard(lambda: settle_death(self, pool, worker, death))
+        self._unsettled.append((pool, worker, death))
+        self.settle()
         self._reap_strays()
+
+    def settle(self) -> None:
+        """Settle the deaths that are not: at once, or when the disk takes it again."""
+        for entry in list(self._unsettled):
+            if self.sweeper.missing:
+                return
+            if self.guard(partial(settle_death, self, *entry)):
+                self._unsettled.remove(entry)
 
     def take_slot(self) -> int:
         """Return a free slot of the shared page."""
@@ -259,16 +281,23 @@ class Supervisor:
             self.reactor.call_later(_TROUBLE_S, again)
         pool.trouble = why
 
-    def guard(self, action: Any) -> None:
-        """Do something with the queue's folders; an error of the disk must not end the supervisor."""
+    def guard(self, action: Callable[[], object]) -> bool:
+        """Do something with the queue's folders; False where an error of the disk, which must not end us, forbids it."""
         try:
             action()
         except OSError as error:
             self.sweeper.check_folders()
             if not self.sweeper.missing:
                 log.error("disk_trouble", error=str(error), next=f"trying again in {_TROUBLE_S:.0f} s")
-                self.reactor.call_later(_TROUBLE_S, self.intake.rescan)
+
+                def again() -> None:
+                    self.settle()
+                    self.intake.rescan()
+
+                self.reactor.call_later(_TROUBLE_S, again)
                 self.intake.postpone()
+            return False
+        return True
 
     # -- the queue's folders ---------------------------------------------------------------------------------------------
 
@@ -286,6 +315,7 @@ class Supervisor:
 
     def move_to(self, layout: Layout) -> None:
         """Serve these folders instead; nothing is running, and a watch must follow."""
+        self._unsettled.clear()  # what is left of them there, recovery finds
         self._unwatch()
         old, self.layout, self.queue.layout = self.layout, layout, layout
         self.presence.adopt(layout)
@@ -299,8 +329,13 @@ class Supervisor:
     def watch(self) -> None:
         """Watch the queue's folders, and scan them."""
         self._unwatch()
-        self._watch_descriptor = self.intake.watch()
-        self.reactor.add(self._watch_descriptor, self._arrived)
+        self.try_to_watch()
+
+    def try_to_watch(self) -> None:
+        """Watch, where that is not so already; where the kernel has no watch left, sweeps find what there is."""
+        if self._watch_descriptor is None and (descriptor := self.intake.watch()) is not None:
+            self._watch_descriptor = descriptor
+            self.reactor.add(descriptor, self._arrived)
 
     # -- what others ask for -----------------------------------------------------------------------------------------------
 
@@ -360,8 +395,14 @@ class Supervisor:
     def _reload_or_say_why_not(self) -> None:
         try:
             self.reload()
-        except SupervisorError as error:
+        except (SupervisorError, OSError) as error:
             log.error("reload_refused", error=str(error), next="going on with the configuration as it was")
+
+    def _reopen_or_say_why_not(self) -> None:
+        try:
+            self.reopen_logs()
+        except OSError as error:
+            log.error("reopen_refused", error=str(error), next="going on in the file that is open")
 
     def _shift_limits(self, step: int) -> None:
         for name, pool in self.pools.items():
@@ -370,7 +411,10 @@ class Supervisor:
 
     def _reap_strays(self) -> None:
         """End what a dead worker's tasks left running: it is our child now, and no worker."""
-        proctree.reap_orphans({worker.pid for pool in self.pools.values() for worker in pool.workers})
+        try:
+            proctree.reap_orphans({worker.pid for pool in self.pools.values() for worker in pool.workers}, _STRAY_S)
+        except OSError as error:  # it waits for a disk, or we are out of descriptors: the next death tries again
+            log.warning("stray_left", error=str(error))
 
     def show(self) -> None:
         """Write down how full everything is, for whoever looks."""

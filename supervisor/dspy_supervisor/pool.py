@@ -11,14 +11,13 @@ import contextlib
 import gc
 import os
 import random
-import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dspy_fastpath.counters import Counter, Gauge, Page, SlotState
 
@@ -69,8 +68,17 @@ class Death:
     cause: Cause
     message: str
     wanted: bool  #: it was told to end, and had nothing in hand
+    file: str = ""  #: the task it was ended for; another that it had in hand by then is not to blame
     stacks: str = ""
     start_ns: int = 0  #: monotonic, of the task in hand; 0: none had begun
+
+
+class Doom(NamedTuple):
+    """Why a worker is being ended."""
+
+    cause: Cause
+    message: str
+    file: str  #: the task that is to blame; "": whatever it has in hand
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +88,7 @@ class Worker:
     pid: int
     pidfd: int
     slot: int
+    incarnation: int  #: no two workers have the same
     owner: str
     channel: socket.socket
     stacks: int
@@ -88,9 +97,11 @@ class Worker:
     retire_after: int  #: tasks; 0: never
     fed: dict[str, float] = field(default_factory=dict)  #: names it has and did not report on: when they were fed
     ready: bool = False
+    deaf: bool = False  #: its end of the channel is closed
     ending: bool = False  #: told to end when it has nothing in hand
+    heard: float = 0.0  #: monotonic seconds, when it last said something
     tasks: int = 0
-    doom: tuple[Cause, str] | None = None  #: why it is being killed
+    doom: Doom | None = None  #: why it is being killed
     oom_kills: int = 0  #: of this host, when it started
 
 
@@ -133,7 +144,7 @@ class Pool:
         if self.paused or self.trouble or self.failed or self._draining or not backlog:
             return None
         prefetch = self._prefetch(backlog)
-        able = [worker for worker in self.workers if worker.ready and not worker.ending and worker.doom is None]
+        able = [w for w in self.workers if w.ready and not (w.ending or w.deaf or w.doom)]
         if self.inflight < self.limit and (idle := next((w for w in able if not w.fed), None)):
             return idle, prefetch
         if prefetch > 1 and (low := next((w for w in able if 0 < len(w.fed) <= prefetch // 2), None)):
@@ -215,15 +226,18 @@ class Pool:
         self.suspended = True
         for worker in list(self.workers):
             self.doom(worker, Cause.LOST, why, at_once=True)
-            select.select([worker.pidfd], [], [], _DEATH_S)
+            proctree.wait_gone([worker.pid], time.monotonic() + _DEATH_S)
             self._exited(worker)
         self.suspended = False
 
-    def doom(self, worker: Worker, cause: Cause, message: str, *, at_once: bool = False) -> None:
-        """End a worker whatever it does: its stacks, TERM, KILL, each in its time, to the whole tree of its processes."""
+    def doom(self, worker: Worker, cause: Cause, message: str, file: str = "", *, at_once: bool = False) -> None:
+        """End a worker whatever it does: its stacks, TERM, KILL, each in its time, to the whole tree of its processes.
+
+        ``file``: the task that is the reason; where that ends by itself before TERM is sent, the worker lives.
+        """
         if worker.doom is not None and not at_once:
             return
-        worker.doom = worker.doom or (cause, message)
+        worker.doom = worker.doom or Doom(cause, message, file)
         reactor, grace_s = self._owner.reactor, self._owner.config.kill_grace_s
         if at_once:
             self._signal(worker, signal.SIGKILL)
@@ -231,6 +245,9 @@ class Pool:
         self._signal(worker, signal.SIGUSR2, tree=False)
 
         def terminate() -> None:
+            if file and worker in self.workers and self._owner.page.slot(worker.slot).name != file.encode():
+                worker.doom = None
+                return
             self._signal(worker, signal.SIGTERM)
             reactor.call_later(grace_s, lambda: self._signal(worker, signal.SIGKILL))
 
@@ -244,13 +261,23 @@ class Pool:
             slot = self._owner.page.slot(worker.slot)
             if slot.deadline_ns and now * 1e9 > slot.deadline_ns:
                 ran = now - slot.start_ns / 1e9
-                self.doom(worker, Cause.TIMEOUT, f"out of time after {ran:.1f} s")
+                self.doom(worker, Cause.TIMEOUT, f"out of time after {ran:.1f} s", slot.name.decode())
+            elif not slot.start_ns and now - max(worker.heard, *worker.fed.values()) > self._patience_s:
+                self.doom(worker, Cause.LOST, f"it took up no task within {self._patience_s:g} s")
+
+    @property
+    def _patience_s(self) -> float:
+        """How long a worker may be silent with names to take: one that others would suspect by then is stopped."""
+        return self._owner.config.take_after_s / 3
 
     # -- events --------------------------------------------------------------------------------------------------------------
 
     def _readable(self, worker: Worker) -> None:
+        if worker.deaf:
+            return
         try:
             while packet := worker.channel.recv(MAX_PACKET):
+                worker.heard = time.monotonic()
                 for report in unpack(packet):
                     self._heard(worker, report)
         except BlockingIOError:
@@ -259,15 +286,18 @@ class Pool:
             pass
         # The other end is closed: by its death, which the pidfd tells, or by a task that closes what it finds.
         self._owner.reactor.remove(worker.channel.fileno())
-        worker.ending = True
+        worker.deaf = True
 
     def _heard(self, worker: Worker, report: Report) -> None:
         if report.kind is Kind.READY:
             worker.ready = True
-            self._owner.page.slot_set(worker.slot, worker.pid, 0, self.klass, SlotState.IDLE)
+            self._owner.page.slot_set(worker.slot, worker.pid, worker.incarnation, self.klass, SlotState.IDLE)
         elif report.kind is Kind.BROKEN:
             self._broken = report.text
             self._owner.reported(self, report)
+        elif report.kind is Kind.VOID:
+            log.warning("claims_void", worker=worker.pid, klass=self.name, reason=report.text)
+            worker.ending = True
         else:
             if worker.fed.pop(report.file, None) is not None:
                 self._owner.fed.discard(report.file)
@@ -336,12 +366,12 @@ class Pool:
         ours.setblocking(False)
         limit = self.settings.max_tasks
         worker = Worker(
-            pid, pidfd, slot, claims, ours, stacks, time.monotonic(), self.settings,
+            pid, pidfd, slot, int(claims.split(".")[1]), claims, ours, stacks, time.monotonic(), self.settings,
             retire_after=limit and max(1, round(limit * random.uniform(0.9, 1.1))),
             oom_kills=oom_kills(),
         )  # fmt: skip
         self.workers.append(worker)
-        owner.page.slot_set(slot, pid, 0, self.klass, SlotState.STARTING)
+        owner.page.slot_set(slot, pid, worker.incarnation, self.klass, SlotState.STARTING)
         owner.reactor.add(ours.fileno(), lambda: self._readable(worker))
         owner.reactor.add(worker.pidfd, lambda: self._exited(worker))
 
@@ -375,7 +405,8 @@ class Pool:
         if worker.doom is not None:
             size = min(os.fstat(worker.stacks).st_size, 3072)
             stacks = os.pread(worker.stacks, size, 0).decode(errors="replace")
-            return Death(status, *worker.doom, wanted=False, stacks=stacks)
+            cause, message, file = worker.doom
+            return Death(status, cause, message, wanted=False, file=file, stacks=stacks)
         code = os.waitstatus_to_exitcode(status)
         who = f"worker {worker.pid} ({self.name})"
         if code == -signal.SIGKILL and oom_kills() > worker.oom_kills:

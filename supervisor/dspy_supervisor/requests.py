@@ -99,7 +99,7 @@ def cancel(supervisor: Supervisor, task_id: str) -> dict[str, Any]:
     if running is None:
         raise SupervisorError(f"task {task_id} runs under another supervisor: cancel it there")
     pool = next(pool for pool in supervisor.pools.values() if running in pool.workers)
-    pool.doom(running, Cause.CANCELLED, "cancelled while it ran")
+    pool.doom(running, Cause.CANCELLED, "cancelled while it ran", found.file if found else "")
     return {"id": task_id, "was": "running"}
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
+
 from .errors import QueueMissing, SupervisorError
+from .layout import IDENTITY
 from .log import log
 from .settle import recover, take_dead_nodes
 
@@ -33,15 +37,18 @@ class Sweeper:
     def interval_s(self) -> float:
         """Seconds between two sweeps: fewer where the filesystem tells nothing of what other hosts do."""
         config, filesystem = self._supervisor.config, self._supervisor.layout.filesystem
-        return config.sweep_s if filesystem.events and not filesystem.network else config.sweep_network_s
+        told = filesystem.events and not filesystem.network and not self._supervisor.intake.blind
+        return config.sweep_s if told else config.sweep_network_s
 
     def sweep(self) -> None:
         """Look at everything."""
         supervisor = self._supervisor
         self.check_folders()
         if not self.missing:
-            supervisor.apply_pause()
+            supervisor.guard(supervisor.apply_pause)
             supervisor.guard(self.look_at_others)
+            supervisor.settle()
+            supervisor.try_to_watch()
             supervisor.intake.rescan()
             for pool in supervisor.pools.values():
                 pool.adjust()
@@ -61,24 +68,35 @@ class Sweeper:
     def check_folders(self) -> None:
         """Notice a queue that was removed, replaced or unmounted, and one that is back."""
         try:
-            if self.missing or not self._supervisor.layout.is_current():
+            if not self._supervisor.layout.is_current():
                 self._adopt()
+            elif self.missing:
+                self._return()
         except (OSError, SupervisorError) as error:
             if not self.missing:
                 log.error("queue_missing", error=str(error), next="waiting for it to come back")
             self.missing = str(error) or type(error).__name__
             self._supervisor.notifier.send(STATUS=f"queue missing: {self.missing}")
 
+    def _return(self) -> None:
+        """Go on with the very folders that were served before: they were only out of sight."""
+        supervisor = self._supervisor
+        log.info("queue_back", path=str(supervisor.layout.path))
+        self.missing = ""
+        supervisor.watch()
+        supervisor.settle()
+        supervisor.notifier.send(STATUS=f"serving {supervisor.layout.path}")
+
     def _adopt(self) -> None:
         """Serve the folder that has the queue's name now. Raises where there is none, or it is another filesystem's.
 
         A folder that was made again on the same filesystem is taken for the queue's, even when it is empty; an empty
-        mount point is not.
+        mount point is not. On another filesystem it must say itself that it is this queue.
         """
         supervisor = self._supervisor
         path = supervisor.config.queue_dir
-        if path.stat().st_dev != supervisor.layout.device:
-            raise QueueMissing(f"{path} is on another filesystem than before: is its disk mounted?")
+        if path.stat().st_dev != supervisor.layout.device and not _is_queue(path, supervisor.layout.queue_id):
+            raise QueueMissing(f"{path} is on another filesystem than before, and not this queue: is its disk mounted?")
         layout = supervisor.open_layout(queue_id=supervisor.layout.queue_id)
         log.warning("queue_replaced", path=str(path), means="what ran is void; serving the folder that is there now")
         self.missing = "being replaced"
@@ -86,8 +104,9 @@ class Sweeper:
             pool.end_now("the queue's folder was replaced")
         supervisor.move_to(layout)
         self.missing = ""
-        recover(supervisor)
+        recover(supervisor, anew=True)
         supervisor.watch()
+        supervisor.notifier.send(STATUS=f"serving {supervisor.layout.path}")
         for pool in supervisor.pools.values():
             pool.adjust()
 
@@ -104,3 +123,12 @@ class Sweeper:
         self._beating = supervisor.layout.filesystem.network or bool(supervisor.alive)
         if self._beating:
             supervisor.reactor.call_later(supervisor.config.heartbeat_s, self._beat)
+
+
+def _is_queue(path: Path, queue_id: str) -> bool:
+    """Whether a folder says that it is the queue of this id."""
+    try:
+        identity = orjson.loads((path / IDENTITY).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(identity, dict) and identity.get("queue_id") == queue_id

@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -31,7 +32,7 @@ from .parts import Handler, Task
 from .record import Claim, Run, done_record, failed_record
 from .retry import budget_of, decide
 from .task import Cause
-from .taskqueue import TaskQueue, Unusable, exists, past_causes
+from .taskqueue import TaskQueue, Unusable, past_causes
 
 RETRY_WRITE_S = 5.0  #: between two tries to write a result that the disk didn't take
 _FLUSH_S = 0.002  # reports of tasks shorter than this travel together
@@ -39,6 +40,10 @@ _CAUSES = tuple(Cause)
 #: handlers that end their task in time by themselves, and need a moment more than it to do so
 _SELF_TIMED = frozenset({"command"})
 _SLACK_S = 2.0
+
+
+class _Void(Exception):
+    """Others took this worker's claims: it was away for too long, or the queue was removed."""
 
 
 class Stopped(BaseException):
@@ -69,10 +74,14 @@ def live(post: Post, queue: TaskQueue, channel: socket.socket, page: Page, paren
             channel.send(pack(Report(Kind.BROKEN, text=str(error))))
             os._exit(78)
         channel.send(pack(Report(Kind.READY)))
-        worker.work()
+        try:
+            worker.work()
+        except _Void as void:
+            channel.send(pack(Report(Kind.VOID, text=str(void))))
         code = 0
     except Stopped:
-        code = 128 + signal.SIGTERM
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)  # so that the wait status says what ended it
     except (BrokenPipeError, ConnectionError):
         code = 0  # the supervisor is gone
     except BaseException:  # the last chance to say anything
@@ -171,11 +180,13 @@ class Worker:
         try:
             held = self._queue.claim(file, self._folder)
         except Unusable as unusable:
-            self._queue.quarantine(self._folder, file, unusable.reason)
-            self._report(Report(Kind.QUARANTINED, file, text=unusable.reason))
+            self._refuse(file, unusable)
             return
         except OSError as error:
-            self._give_back(file, error)
+            if not os.fstat(self._folder).st_nlink:
+                raise _Void(f"its folder of claims was removed: {error}") from None
+            self._give_back(file)
+            self._report(Report(Kind.TROUBLE, file, text=f"{file} can't be claimed: {error}"))
             return
         if held is None:
             self._report(Report(Kind.GONE, file))
@@ -183,7 +194,7 @@ class Worker:
         handler = self._handlers.get(held.fields.kind)
         if handler is None:
             # It looked runnable to the supervisor: the configuration changed in between. It waits again.
-            self._queue.release(file, self._folder)
+            self._give_back(file)
             self._report(Report(Kind.GONE, file))
             return
         started_at, started = time.time(), time.monotonic()
@@ -244,9 +255,10 @@ class Worker:
                 self._record_once(held, outcome, facts)
                 return
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ESTALE) and not exists(self._folder, "."):
-                    self._report(Report(Kind.GONE, held.file, facts.duration_s))  # the queue was removed under us
-                    return
+                if error.errno == errno.EBADF:  # the task closed what leads to the queue
+                    raise
+                if error.errno in (errno.ENOENT, errno.ESTALE) and not os.fstat(self._folder).st_nlink:
+                    raise _Void(f"the queue was removed: {error}") from None
                 self._report(Report(Kind.TROUBLE, "", text=f"the result of {held.file} can't be written: {error}"))
                 self._flush()
                 time.sleep(RETRY_WRITE_S)
@@ -291,20 +303,36 @@ class Worker:
             page.fail(klass, _CAUSES.index(verdict.final))
         self._report(Report(Kind.FAILED if failed else Kind.GONE, held.file, facts.duration_s, verdict.final))
 
-    def _give_back(self, file: str, error: OSError) -> None:
-        """An error of ours while claiming: the task must come to no harm by it."""
+    def _refuse(self, file: str, unusable: Unusable) -> None:
+        """Get rid of what turned out to be no task after it was claimed."""
+        if unusable.may_change:
+            # It was a task when the supervisor looked, so its producer is at work on it: it gets its time.
+            self._give_back(file)
+            self._report(Report(Kind.GONE, file))
+            return
+        self._insist(
+            lambda: self._queue.quarantine(self._folder, file, unusable.reason), f"{file} can't be quarantined"
+        )
+        self._report(Report(Kind.QUARANTINED, file, text=unusable.reason))
+
+    def _give_back(self, file: str) -> None:
+        """Put a task back that did not start: nothing that went wrong before that is its fault."""
+        self._insist(lambda: self._queue.release(file, self._folder), f"{file} can't be given back")
+
+    def _insist(self, action: Callable[[], object], what: str) -> None:
+        """Try for as long as the disk doesn't take it; where the folder is gone there is nothing left to do."""
         while True:
             try:
-                if exists(self._folder, file):
-                    self._queue.release(file, self._folder)
-                break
-            except OSError as again:
-                if again.errno in (errno.ENOENT, errno.ESTALE):
-                    break
-                self._report(Report(Kind.TROUBLE, "", text=f"{file} can't be given back: {again}"))
+                action()
+                return
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ESTALE):
+                    return
+                if error.errno == errno.EBADF:
+                    raise
+                self._report(Report(Kind.TROUBLE, "", text=f"{what}: {error}"))
                 self._flush()
                 time.sleep(RETRY_WRITE_S)
-        self._report(Report(Kind.TROUBLE, file, text=f"{file} can't be claimed: {error}"))
 
     def _report(self, report: Report) -> None:
         self._reports.append(pack(report))
