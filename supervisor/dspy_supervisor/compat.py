@@ -41,7 +41,8 @@ class CompatFiles:
         line = orjson.dumps({"topic": "agent.action", "ts": int(time.time()), "event": event}) + b"\n"
         try:
             if self._log is None:
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                # O_NONBLOCK: the folder above may be /tmp, and a stranger's FIFO there must not stop the supervisor.
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 self._log = os.open(self._layout.path.parent / "agent_action.jsonl", flags, 0o640)
             os.write(self._log, line)
         except OSError as error:

@@ -19,7 +19,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -111,6 +111,8 @@ class Layout:
             identity = _identity(root, folder, create, durability, bounds, queue_id, kind)
             for name in FOLDERS:
                 descriptors[name] = _open_folder(root, name, folder, create)
+                if not insecure:
+                    _check_mode(folder / name, os.fstat(descriptors[name]))
             return cls(folder, identity, descriptors, kind)
         except BaseException:
             for descriptor in descriptors.values():
@@ -172,14 +174,21 @@ def replace_json(folder: int, name: str, value: Mapping[str, Any], *, durable: b
 
 
 def read_json(folder: int, name: str, max_bytes: int = 1 << 20) -> dict[str, Any] | None:
-    """Return a small document of ours, or None where it is not there or not whole."""
+    """Return a small document of ours, or None where it is not there, not whole, or no regular file."""
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # gone, a link, a socket
+            return None
+        raise
     try:
-        with os.fdopen(descriptor, "rb") as file:
-            value = orjson.loads(file.read(max_bytes))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        content = os.read(descriptor, min(max_bytes, os.fstat(descriptor).st_size))
+    finally:
+        os.close(descriptor)
+    try:
+        value = orjson.loads(content)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
@@ -197,10 +206,31 @@ def list_folder(folder: int) -> list[str]:
         os.close(descriptor)
 
 
+def walk_folder(folder: int) -> Iterator[str]:
+    """Yield the names in an open folder one by one: a million of them are never in memory at once."""
+    descriptor = os.open(".", _OPEN_FOLDER, dir_fd=folder)
+    try:
+        with os.scandir(descriptor) as entries:
+            for entry in entries:
+                yield entry.name
+    finally:
+        os.close(descriptor)
+
+
 def check_safe(folder: Path) -> None:
     """Raise QueueUnsafe where somebody else may write the folder, or put another one in its place."""
+    _check_mode(folder, folder.stat())
+    for parent in folder.resolve().parents:
+        status = parent.stat()
+        if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+            raise QueueUnsafe(
+                f"{parent} is writable by others and not sticky (mode {stat.S_IMODE(status.st_mode):04o}), so they could put "
+                f"another folder in place of {folder}; 'chmod o-w {parent}', or --insecure if that is meant"
+            )
+
+
+def _check_mode(folder: Path, status: os.stat_result) -> None:
     me = os.geteuid()
-    status = folder.stat()
     if status.st_uid not in (me, 0):
         raise QueueUnsafe(
             f"{folder} belongs to user {status.st_uid}, not to you ({me}): who owns a queue may run programs as you; "
@@ -211,13 +241,6 @@ def check_safe(folder: Path) -> None:
             f"{folder} is writable by others (mode {stat.S_IMODE(status.st_mode):04o}, bit o+w): who may write a queue may "
             f"run programs as you; 'chmod o-w {folder}', or --insecure if that is meant"
         )
-    for parent in folder.resolve().parents:
-        status = parent.stat()
-        if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-            raise QueueUnsafe(
-                f"{parent} is writable by others and not sticky (mode {stat.S_IMODE(status.st_mode):04o}), so they could put "
-                f"another folder in place of {folder}; 'chmod o-w {parent}', or --insecure if that is meant"
-            )
 
 
 def _make_folder(folder: Path) -> None:
@@ -256,6 +279,12 @@ def _identity(
     """Return queue.json, after making or changing it where that was asked for."""
     found = read_json(root, IDENTITY)
     if found is None:
+        if _is_there(root, IDENTITY):
+            # Never made anew beside the old one: two supervisors with two ids would not see each other's lock.
+            raise QueueMissing(
+                f"{path / IDENTITY} can't be read: it is torn, or no file of ours; "
+                f"'dspy-supervisor queue fsck --repair --queue-dir {path}' writes it again"
+            )
         if not create:
             raise QueueMissing(
                 f"{path} is no queue (no {IDENTITY}): 'dspy-supervisor start --queue-dir {path}' makes one"
@@ -272,8 +301,10 @@ def _identity(
         raise QueueMissing(
             f"{path / IDENTITY} has format {found.get('format')!r}, this program reads {FORMAT}: use a newer dspy-supervisor"
         )
-    if found.get("durability") not in tuple(Durability) or not isinstance(found.get("queue_id"), str):
-        raise ConfigError(str(path / IDENTITY), found, "the keys format, queue_id and durability")
+    if not _is_identity(found):
+        raise ConfigError(
+            str(path / IDENTITY), found, "the keys format, queue_id and durability, and bounds that are whole numbers"
+        )
     changed = dict(found)
     if durability is not None:
         changed["durability"] = durability
@@ -293,4 +324,24 @@ def _publish_identity(root: int, wanted: dict[str, Any]) -> dict[str, Any]:
     except FileExistsError:
         os.unlink(temporary, dir_fd=root)
     sync(root)
-    return read_json(root, IDENTITY) or wanted
+    found = read_json(root, IDENTITY)
+    if found is None:
+        raise QueueMissing(f"{IDENTITY} was just written and can't be read again: is somebody removing the queue?")
+    return found
+
+
+def _is_identity(found: Mapping[str, Any]) -> bool:
+    bounds = (found.get("max_pending", 0), found.get("max_pending_bytes", 0))
+    return (
+        found.get("durability") in tuple(Durability)
+        and isinstance(found.get("queue_id"), str)
+        and all(isinstance(bound, int) and not isinstance(bound, bool) and bound >= 0 for bound in bounds)
+    )
+
+
+def _is_there(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

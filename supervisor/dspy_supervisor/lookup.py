@@ -5,19 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import orjson
-from dspy_fastpath.claim import Claimed, Refused, peek
-from dspy_fastpath.envelope import EnvelopeError
+from dspy_fastpath.claim import Refused, read
+from dspy_fastpath.envelope import EnvelopeError, Fields, scan
 
-from .layout import Layout, list_folder, read_json
+from .layout import Layout, list_folder, read_json, walk_folder
 from .task import State, TaskName
-from .taskqueue import exists, parse_delayed, won_file
+from .taskqueue import DEEPEST, MOST_EXTRAS, exists, parse_delayed, won_file
 
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_PROBED_ATTEMPTS, _PROBED_CRASHES = 32, 4  # looked for by name, before a folder of a million files is listed
+_PROBED = 4  # attempts looked for by name where no note of an earlier one was written, as on a full disk
 
 
 class Found(NamedTuple):
@@ -33,8 +33,9 @@ class Found(NamedTuple):
 def find(layout: Layout, task_id: str, *, thorough: bool = False) -> Iterator[Found]:
     """Yield where a task is, in the order it travels, so that one on its way is not missed.
 
-    ``thorough`` lists pending/ instead of probing the names of its first attempts.
+    ``thorough`` lists pending/ even where nothing tells of an earlier attempt, instead of probing the first names.
     """
+    thorough = thorough or exists(layout.logs, task_id)  # it was tried before: its name may be of any attempt
     yield from _find_waiting(layout, task_id, thorough)
     for file in list_folder(layout.delayed):
         parsed = parse_delayed(file) if task_id in file else None
@@ -43,11 +44,33 @@ def find(layout: Layout, task_id: str, *, thorough: bool = False) -> Iterator[Fo
     for owner in list_folder(layout.claimed):
         for name in _names(layout, task_id, owner):
             yield Found(State.CLAIMED, name.file, None, owner)
+    if thorough or exists(layout.results, TaskName(task_id).result_file):
+        yield from _find_committed(layout, task_id)
     for folder, state in ((layout.done, State.DONE), (layout.failed, State.FAILED)):
         if exists(folder, f"{task_id}.json"):
             yield Found(state, f"{task_id}.json", folder)
-    if thorough:
-        yield from _find_committed(layout, task_id)
+
+
+def find_all(layout: Layout, ids: Collection[str]) -> dict[str, list[Found]]:
+    """Return where each of many tasks is, as `find`, but listing each folder once for all of them."""
+    known: dict[str, list[Found]] = {task_id: [] for task_id in ids}
+    tried = {task_id for task_id in ids if exists(layout.logs, task_id)}
+    for task_id in known.keys() - tried:
+        known[task_id] += _find_waiting(layout, task_id, False)
+    states = (State.PENDING, State.DELAYED, State.CLAIMED) if tried else (State.DELAYED, State.CLAIMED)
+    for state in states:
+        for found in files(layout, state):
+            task_id = name_of(found).id
+            if task_id in (tried if state is State.PENDING else known):
+                known[task_id].append(found)
+    results = {file.rpartition("~")[0] for file in walk_folder(layout.results)}
+    for task_id in known.keys() & results:
+        known[task_id] += _find_committed(layout, task_id)
+    for task_id, places in known.items():
+        for folder, state in ((layout.done, State.DONE), (layout.failed, State.FAILED)):
+            if exists(folder, f"{task_id}.json"):
+                places.append(Found(state, f"{task_id}.json", folder))
+    return known
 
 
 def files(layout: Layout, state: State) -> Iterator[Found]:
@@ -81,19 +104,35 @@ def find_one(layout: Layout, task_id: str) -> Found | None:
     return None
 
 
-def read_found(layout: Layout, found: Found) -> Claimed | None:
+class Content(NamedTuple):
+    """What a task's file holds."""
+
+    data: bytes
+    fields: Fields
+
+
+def read_found(layout: Layout, found: Found) -> Content | None:
     """Read the task's file, an envelope or a record; None where it moved on, or is no task."""
-    folder = found.folder
     try:
-        if folder is not None:
-            return peek(folder, found.file.encode(), 1 << 40, ())
-        descriptor = os.open(found.owner or "", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layout.claimed)
-        try:
-            return peek(descriptor, found.file.encode(), 1 << 40, ())
-        finally:
-            os.close(descriptor)
-    except (FileNotFoundError, Refused, EnvelopeError):
+        return read_content(layout, found)
+    except (Refused, EnvelopeError):
         return None
+
+
+def read_content(layout: Layout, found: Found) -> Content | None:
+    """Read the task's file; None where it moved on. Raises Refused or EnvelopeError for what is no task."""
+    descriptor = found.folder
+    try:
+        if descriptor is None:
+            descriptor = os.open(found.owner or "", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layout.claimed)
+        try:
+            data = read(descriptor, found.file.encode(), 1 << 40, ()).data
+        finally:
+            if found.folder is None:
+                os.close(descriptor)
+    except FileNotFoundError:
+        return None
+    return Content(data, scan(data, DEEPEST, MOST_EXTRAS))
 
 
 def read_record(layout: Layout, task_id: str) -> dict[str, Any] | None:
@@ -134,13 +173,13 @@ def quarantined(layout: Layout, task_id: str) -> str | None:
 
 def _find_waiting(layout: Layout, task_id: str, thorough: bool) -> Iterator[Found]:
     if thorough:
-        for file in list_folder(layout.pending):
+        for file in walk_folder(layout.pending):
             name = TaskName.parse(file) if file.startswith(task_id) else None
             if name and name.id == task_id:
                 yield Found(State.PENDING, file, layout.pending)
         return
-    for attempt in range(_PROBED_ATTEMPTS):
-        for crashes in range(min(attempt, _PROBED_CRASHES) + 1):
+    for attempt in range(_PROBED):
+        for crashes in range(attempt + 1):
             file = TaskName(task_id, attempt, crashes).file
             if exists(layout.pending, file):
                 yield Found(State.PENDING, file, layout.pending)

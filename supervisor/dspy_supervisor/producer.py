@@ -10,26 +10,28 @@ producer that doesn't know whether it got through may simply repeat; other conte
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
-from dspy_fastpath.claim import move_new, sync, sync_filesystem, write_new
+from dspy_fastpath.claim import Refused, move_new, sync, sync_filesystem, write_new
 from dspy_fastpath.envelope import EnvelopeError, Fields, scan
 from dspy_fastpath.ids import uuid7
 
 from .errors import DuplicateTask, EnvelopeInvalid, QueueFull, SupervisorError, TaskNotFound
-from .layout import Layout, list_folder
-from .lookup import find, find_one, read_found, read_record
+from .layout import Layout, list_folder, walk_folder
+from .lookup import Found, find, find_all, find_one, read_content, read_record
 from .record import same_task
 from .task import State, TaskName, is_task_id
 from .taskqueue import UNKNOWN, delayed_file, exists
 
 _RESERVE_BYTES, _RESERVE_INODES = 64 << 20, 1000  # kept free so that what runs can still write its result
 _RESERVE_SHARE = 20  # but no more than a 20th of a small filesystem
+_TRIES, _MOVING_S = 20, 0.002  # looks at a task that moves, and between two of them
 
 
 def envelope(
@@ -96,8 +98,9 @@ def _forget_attempts(layout: Layout, task_id: str) -> None:
 
 
 def _payload(value: Any) -> bytes:
+    document = orjson.dumps(value)  # first: it refuses what contains itself
     _refuse_not_finite(value)
-    return orjson.dumps(value)
+    return document
 
 
 def _refuse_not_finite(value: Any) -> None:
@@ -111,8 +114,8 @@ def _refuse_not_finite(value: Any) -> None:
             stack.extend(part.values())
         elif isinstance(part, list | tuple):
             stack.extend(part)
-        if len(stack) > 50_000_000:
-            raise ValueError("it contains itself, or more than 50 million values")
+        elif fields := getattr(part, "__dataclass_fields__", None):
+            stack.extend(getattr(part, name) for name in fields)
 
 
 class Producer:
@@ -145,12 +148,12 @@ class Producer:
         """
         fields = self.check(task_id, document)
         if not fresh and self._is_there(task_id, document, fields):
+            self._sync_all()
             return
         self._depth.admit(1, len(document))
-        temporary = self._write(task_id, document, self.layout.syncs)
-        if not self._publish(temporary, task_id, document, fields, due, fresh):
-            return
-        if self.layout.syncs:
+        if not self._put(self._write(task_id, document, self.layout.syncs), task_id, document, fields, due, fresh):
+            self._sync_all()
+        elif self.layout.syncs:
             sync(self.layout.pending if due is None else self.layout.delayed)
             if due is not None:
                 sync(self.layout.pending)
@@ -164,93 +167,162 @@ class Producer:
         checked = [(task_id, document, self.check(task_id, document)) for task_id, document in tasks]
         if len({task_id for task_id, _ in tasks}) != len(tasks):
             raise EnvelopeInvalid("put_many", "an id is there twice")
-        if not fresh:
-            checked = [
-                (i, document, fields) for i, document, fields in checked if not self._is_there(i, document, fields)
-            ]
-        if not checked:
-            return
-        self._depth.admit(len(checked), sum(len(document) for _, document, _ in checked))
-        network = self.layout.filesystem.network
-        written: list[str] = []
-        published = 0
-        try:
-            for task_id, document, _ in checked:
-                # A file server commits by file; a local disk takes all of them with one call.
-                written.append(self._write(task_id, document, self.layout.syncs and network))
-            if self.layout.syncs and not network:
-                sync_filesystem(self.layout.pending)
-            for (task_id, document, fields), temporary in zip(checked, written, strict=True):
-                self._publish(temporary, task_id, document, fields, due, fresh)
-                published += 1
-        except BaseException:
-            for temporary in written[published:]:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary, dir_fd=self.layout.pending)
-            raise
-        if self.layout.syncs:
+        known: Mapping[str, Sequence[Found]] = {} if fresh else find_all(self.layout, [i for i, _, _ in checked])
+        new = [
+            (i, document, fields)
+            for i, document, fields in checked
+            if not known.get(i) or not self._is_there(i, document, fields)
+        ]
+        there = len(checked) - len(new)
+        if new:
+            self._depth.admit(len(new), sum(len(document) for _, document, _ in new))
+            there += self._put_all(new, due, fresh)
+        if there:
+            self._sync_all()
+        elif self.layout.syncs:
             sync(self.layout.pending)
             if due is not None:
                 sync(self.layout.delayed)
+
+    def _put_all(self, new: Sequence[tuple[str, bytes, Fields]], due: float | None, fresh: bool) -> int:
+        """Write all, sync once, move all; return how many turned out to be there already."""
+        layout, there = self.layout, 0
+        network = layout.filesystem.network
+        written: list[str] = []
+        published = 0
+        try:
+            for task_id, document, _ in new:
+                # A file server commits by file; a local disk takes all of them with one call.
+                written.append(self._write(task_id, document, layout.syncs and network))
+            if layout.syncs and not network:
+                sync_filesystem(layout.pending)
+            for (task_id, document, fields), temporary in zip(new, written, strict=True):
+                published += 1
+                there += not self._put(temporary, task_id, document, fields, due, fresh=True)
+        except BaseException:
+            for temporary in written[published:]:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=layout.pending)
+            raise
+        if fresh:
+            return there
+        # Whether an id appeared elsewhere meanwhile is asked once for all of them.
+        known = find_all(layout, [task_id for task_id, _, _ in new])
+        for task_id, document, fields in new:
+            folder, target = self._target(task_id, due)
+            if any((found.folder, found.file) != (folder, target) for found in known[task_id]) and not self._stays(
+                task_id, folder, target, document, fields
+            ):
+                there += not self._put(
+                    self._write(task_id, document, layout.syncs), task_id, document, fields, due, fresh=False
+                )
+        return there
 
     def _write(self, task_id: str, document: bytes, durable: bool) -> str:
         temporary = f".{task_id}.{uuid7()}.tmp"
         write_new(self.layout.pending, temporary.encode(), document, durable)
         return temporary
 
-    def _publish(
+    def _target(self, task_id: str, due: float | None) -> tuple[int, str]:
+        """Return folder and name under which a new task waits."""
+        name = TaskName(task_id)
+        return (self.layout.pending, name.file) if due is None else (self.layout.delayed, delayed_file(due, name))
+
+    def _put(
         self, temporary: str, task_id: str, document: bytes, fields: Fields, due: float | None, fresh: bool
     ) -> bool:
-        """Move a written task to where it waits; False where the very same task was there before."""
+        """Move a written task to where it waits; False where the very same task is in the queue without us.
+
+        Raises DuplicateTask where another of its id is.
+        """
+        folder, target = self._target(task_id, due)
+        for _ in range(_TRIES):
+            if self._publish(temporary, folder, target) and (
+                fresh or self._stays(task_id, folder, target, document, fields)
+            ):
+                return True
+            if self._is_there(task_id, document, fields):
+                return False
+            # It was taken out between our two looks, by a producer that gave way to us, or with the temporary file.
+            temporary = self._write(task_id, document, self.layout.syncs)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=self.layout.pending)
+        raise SupervisorError(f"task {task_id} can't be put: somebody removes it again and again")
+
+    def _publish(self, temporary: str, folder: int, target: str) -> bool:
+        """Move a written file to its name; False where something has that name, or the file is gone."""
         layout = self.layout
-        name = TaskName(task_id)
-        folder, target = (layout.pending, name.file) if due is None else (layout.delayed, delayed_file(due, name))
         for tries_left in reversed(range(3)):
             try:
-                move_new(layout.pending, temporary.encode(), folder, target.encode())
-                break
-            except FileExistsError:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary, dir_fd=layout.pending)
-                if self._is_there(task_id, document, fields):
-                    return False
-                raise DuplicateTask(task_id, "pending") from None
+                # Gone: over a network that is the answer to a move whose first answer was lost, and the source is ours alone.
+                return (
+                    move_new(layout.pending, temporary.encode(), folder, target.encode()) or layout.filesystem.network
+                )
             except OSError as error:
-                # Unknown: the source is ours alone, so its being gone says that it was moved.
                 if error.errno in UNKNOWN and not exists(layout.pending, temporary):
-                    break
+                    return True
                 if error.errno in UNKNOWN and tries_left:
                     continue
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=layout.pending)
+                if error.errno == errno.EEXIST:
+                    return False
                 raise
-        if not fresh:
-            self._withdraw_second(task_id, folder, target, document, fields)
-        return True
+        raise AssertionError("unreachable: the last try returns or raises")
 
-    def _withdraw_second(self, task_id: str, folder: int, target: str, document: bytes, fields: Fields) -> None:
-        """Undo a put whose id appeared elsewhere between the look and the move."""
-        for found in find(self.layout, task_id):
-            if (found.folder, found.file) == (folder, target):
+    def _stays(self, task_id: str, folder: int, target: str, document: bytes, fields: Fields) -> bool:
+        """Whether the task just put may stay, which it does not where its id appeared elsewhere meanwhile.
+
+        Of two that wait, the one whose name sorts first waits for the other to give way, so that not both do. One that is
+        out again must be looked for by its producer: only when the other is there, it is accepted.
+        """
+        mine = Found(State.PENDING if folder == self.layout.pending else State.DELAYED, target, folder)
+        for looks_left in reversed(range(_TRIES)):
+            others = [found for found in find(self.layout, task_id) if (found.folder, found.file) != (folder, target)]
+            if not others or not exists(folder, target):  # gone on, and so it is what was seen
+                return True
+            waits = others[0].state in (State.PENDING, State.DELAYED)
+            same = self._is_same(others[0], document, fields)
+            if same is None or (looks_left and waits and (mine.state, target) > (others[0].state, others[0].file)):
+                time.sleep(_MOVING_S)
                 continue
-            same = self._is_same(found, document, fields)
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 os.unlink(target, dir_fd=folder)
+            except FileNotFoundError:  # claimed at this moment: it runs
+                return True
             if not same:
-                raise DuplicateTask(task_id, found.state)
-            return
+                raise DuplicateTask(task_id, others[0].state)
+            return False
+        return True
 
     def _is_there(self, task_id: str, document: bytes, fields: Fields) -> bool:
         """Whether this very task is in the queue already. Raises DuplicateTask for another one of its id."""
-        for found in find(self.layout, task_id):
-            if self._is_same(found, document, fields):
+        for _ in range(_TRIES):
+            found = next(find(self.layout, task_id), None)
+            if found is None:
+                return False
+            same = self._is_same(found, document, fields)
+            if same:
                 return True
-            raise DuplicateTask(task_id, found.state)
-        return False
+            if same is not None:
+                raise DuplicateTask(task_id, found.state)
+            time.sleep(_MOVING_S)
+        raise SupervisorError(f"task {task_id} is moving; try again")
 
-    def _is_same(self, found: Any, document: bytes, fields: Fields) -> bool:
-        got = read_found(self.layout, found)
-        return got is not None and same_task(document, fields, got.data, got.fields)
+    def _is_same(self, found: Found, document: bytes, fields: Fields) -> bool | None:
+        """Whether a file holds this very task; None where it moved on before it was read."""
+        try:
+            got = read_content(self.layout, found)
+        except Refused as error:
+            return None if error.links > 1 else False  # a put by link and unlink shows two names for a moment
+        except EnvelopeError:
+            return False
+        return None if got is None else same_task(document, fields, got.data, got.fields)
+
+    def _sync_all(self) -> None:
+        """Put on the disk what another producer may have put, and died before it was synced: only then is it accepted."""
+        if self.layout.syncs:
+            (sync if self.layout.filesystem.network else sync_filesystem)(self.layout.pending)
 
 
 class Depth:
@@ -279,7 +351,8 @@ class Depth:
         now = time.monotonic()
         near = layout.max_pending and self._tasks + tasks > layout.max_pending * 0.95
         near = near or (layout.max_pending_bytes and self._bytes + size > layout.max_pending_bytes * 0.95)
-        if near or now - self._counted_at > max(1.0, 20 * self._cost_s):
+        # Near a bound the count must be fresh; a folder that takes long to count is still not counted for every task.
+        if now - self._counted_at > (4 * self._cost_s if near else max(1.0, 20 * self._cost_s)):
             self._count()
         if layout.max_pending and self._tasks + tasks > layout.max_pending:
             raise QueueFull("the number of waiting tasks", self._tasks, layout.max_pending)
@@ -292,10 +365,11 @@ class Depth:
         began = time.monotonic()
         self._tasks = self._bytes = 0
         for folder in (self._layout.pending, self._layout.delayed):
-            names = [name for name in list_folder(folder) if not name.startswith(".")]
-            self._tasks += len(names)
-            if self._layout.max_pending_bytes:
-                for name in names:
+            for name in walk_folder(folder):
+                if name.startswith("."):
+                    continue
+                self._tasks += 1
+                if self._layout.max_pending_bytes:
                     with contextlib.suppress(FileNotFoundError):
                         self._bytes += os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
         self._counted_at = time.monotonic()

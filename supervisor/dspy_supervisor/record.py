@@ -33,6 +33,7 @@ _OWN_KEYS = frozenset({
 })
 # fmt: on
 _OPTIONAL = ("kind", "not_before", "timeout_s", "max_attempts", "idempotency_key", "affinity", "traceparent")
+_LAST_SECOND = 253402300799.0  # of the year 9999
 MAX_HISTORY = 20  #: earlier attempts that a record tells of
 
 
@@ -83,7 +84,8 @@ def failed_record(claim: Claim, error: Mapping[str, Any], run: Run, history: Seq
 
 
 def timestamp(epoch_s: float) -> bytes:
-    """Return a time as JSON: RFC 3339 in UTC, with microseconds."""
+    """Return a time as JSON: RFC 3339 in UTC, with microseconds; the nearest of 1970 to 9999, whatever a file's mtime says."""
+    epoch_s = min(max(epoch_s, 0.0), _LAST_SECOND)
     whole = int(epoch_s)
     text = _seconds(whole)
     return b'"%b.%06dZ"' % (text, int((epoch_s - whole) * 1e6))
@@ -95,15 +97,26 @@ def _seconds(whole: int) -> bytes:
 
 
 def same_task(a: bytes, a_fields: Fields, b: bytes, b_fields: Fields) -> bool:
-    """Whether two envelopes, or an envelope and a record, ask for the same: equal payload bytes and equal options."""
+    """Whether two envelopes, or an envelope and a record, ask for the same: equal payload bytes, and all else equal."""
 
     def facts(document: bytes, fields: Fields) -> tuple[object, ...]:
         start, end = fields.payload
         resources = fields.resources and document[slice(*fields.resources)]
         options = tuple(getattr(fields, key) for key in _OPTIONAL)
-        return document[start:end], WorkloadClass.parse(fields.task_class), fields.priority, resources, options
+        workload, others = WorkloadClass.parse(fields.task_class), _others(document, fields)
+        return document[start:end], workload, fields.priority, resources, options, others
 
     return facts(a, a_fields) == facts(b, b_fields)
+
+
+def _others(document: bytes, fields: Fields) -> dict[str, Any]:
+    """Return what a producer wrote beside the known keys, from its envelope or from the record of it."""
+    spans = {key: slice(start, end) for key, start, end in fields.extras}
+    if not {"task_id", "status"} <= spans.keys():
+        return {key: orjson.loads(document[span]) for key, span in spans.items()}
+    others = {key: orjson.loads(document[span]) for key, span in spans.items() if key not in _OWN_KEYS}
+    shadowed = orjson.loads(document[spans["producer"]]) if "producer" in spans else {}
+    return others | (shadowed if isinstance(shadowed, dict) else {})
 
 
 def _record(claim: Claim, end: bytes, run: Run, history: Sequence[Mapping[str, Any]]) -> bytes:

@@ -2,8 +2,8 @@
 
 - A commit (``done/.N.won``) with its record is published. One whose record is missing, and whose task has no record either,
   lost it in a power cut at durability none: the task runs again.
-- Two names for one task, as a power cut can leave them: the furthest stays (done > failed > higher attempt > claimed >
-  pending), so a claim whose task has a record goes, and so does a claim whose next attempt exists.
+- Two names for one file, as a power cut can leave them: the furthest stays (done > failed > higher attempt > claimed >
+  pending). A claim whose very content has a record goes too; one with other content comes back to be refused by name.
 - The claims of dead nodes are taken: back to pending/, the attempt charged, the crash count unchanged, since the death of a
   supervisor is not the task's fault. A task that was given out too often ends in failed/.
 - Temporary files and records that nobody vouches for go after a day and more, by the age of a file just written there.
@@ -14,18 +14,29 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import orjson
-from dspy_fastpath.claim import Refused, peek, write_new
-from dspy_fastpath.envelope import EnvelopeError
+from dspy_fastpath.claim import Refused, read, write_new
+from dspy_fastpath.envelope import EnvelopeError, scan
 from dspy_fastpath.ids import uuid7
 
-from .layout import Layout, list_folder
+from .layout import Layout, list_folder, walk_folder
+from .lookup import files, find, name_of
 from .retry import Budget, decide
-from .task import Cause, TaskName
-from .taskqueue import TaskQueue, exists, parse_delayed, parse_won, past_causes
+from .task import Cause, State, TaskName
+from .taskqueue import (
+    DEEPEST,
+    MOST_EXTRAS,
+    TaskQueue,
+    exists,
+    identity,
+    is_record_of,
+    parse_won,
+    past_causes,
+    won_file,
+)
 from .undertaker import Undertaker
 
 TEMPORARY_AGE_S = 36 * 3600.0  #: a producer may be slow, or asleep for a night
@@ -50,34 +61,43 @@ class Recovered:
 def settle_commits(queue: TaskQueue, result: Recovered, *, alone: bool) -> None:
     """Publish what is committed. ``alone``: no other node may be at work, so a record that is missing is lost."""
     layout = queue.layout
+    if alone:
+        result.dropped += drop_second_names(layout)
     for target in (layout.done, layout.failed):
-        for file in list_folder(target):
-            name = parse_won(file)
-            if name is None:
-                continue
+        for name in _commits(target):
+            published = False
             if _is_record(layout, name.result_file, name):
-                result.published += queue.publish(name, target)
+                published = queue.publish(name, target)
+                result.published += published
             elif not exists(target, f"{name.id}.json"):
-                if not alone:
-                    continue  # its owner may be at this very moment between two renames
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(file, name.charged(crashed=False).file, src_dir_fd=target, dst_dir_fd=layout.pending)
-                    result.rerun += 1
+                if alone:  # else its owner may be at this very moment between two calls
+                    result.rerun += _run_again(layout, name, target)
                 continue
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(file, dir_fd=target)
+            queue.forget_commit(name, target, published=published)
 
 
 def settle_commit(queue: TaskQueue, name: TaskName) -> bool:
     """Publish the record of one attempt whose owner died right after its commit; False where it made none."""
     for target in (queue.layout.done, queue.layout.failed):
-        won = f".{name.file}.won"
-        if exists(target, won):
-            queue.publish(name, target)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(won, dir_fd=target)
+        if exists(target, won_file(name)):
+            queue.forget_commit(name, target, published=queue.publish(name, target))
             return True
     return False
+
+
+def drop_second_names(layout: Layout) -> int:
+    """Leave one name of each task that a power cut left under two: the furthest; return how many went."""
+    dropped = 0
+    for name, rank, folder, file in list(_movers(layout)):
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(file, dir_fd=folder, follow_symlinks=False)
+            if status.st_nlink < 2:
+                continue
+            for other_rank, other_folder, other in _other_names(layout, name.id, status):
+                if other_rank < rank and identity(other_folder, other) == identity(folder, file):
+                    os.unlink(other, dir_fd=other_folder)
+                    dropped += 1
+    return dropped
 
 
 def take_from_dead(
@@ -86,7 +106,11 @@ def take_from_dead(
     """Give the claims of dead owners back, and remove their folders."""
     queue = undertaker.queue
     for owner in owners:
-        folder = queue.open_owner(owner)
+        try:
+            folder = queue.open_owner(owner)
+        except NotADirectoryError:  # a stranger's file or link between the folders of owners
+            result.quarantined += queue.quarantine(queue.layout.claimed, owner, "no folder of an owner") is not None
+            continue
         try:
             for file in list_folder(folder):
                 _take(undertaker, file, folder, budget, result, reason)
@@ -101,19 +125,14 @@ def clear_old(layout: Layout) -> int:
     Age is measured from a file just written beside them, so it is the file server's clock against itself.
     """
     removed = 0
-    for folder, age_s, is_old in (
-        (layout.pending, TEMPORARY_AGE_S, lambda name: name.startswith(".") and name.endswith(".tmp")),
-        (layout.results, ORPHAN_AGE_S, lambda name: True),
+    for folder, age_s in (
+        *((folder, TEMPORARY_AGE_S) for folder in (layout.root, layout.pending, layout.nodes, layout.quarantine)),
+        (layout.results, ORPHAN_AGE_S),
     ):
-        candidates = [name for name in list_folder(folder) if is_old(name)]
+        candidates = [name for name in walk_folder(folder) if folder == layout.results or is_temporary(name)]
         if not candidates:
             continue
-        probe = f".{uuid7()}.tmp"
-        write_new(folder, probe.encode(), b"", False)
-        try:
-            now = os.stat(probe, dir_fd=folder, follow_symlinks=False).st_mtime
-        finally:
-            os.unlink(probe, dir_fd=folder)
+        now = clock_of(folder)
         for name in candidates:
             with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 if now - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > age_s:
@@ -122,46 +141,122 @@ def clear_old(layout: Layout) -> int:
     return removed
 
 
+def is_temporary(file: str) -> bool:
+    """Whether a name is one that ours, and other careful producers', write under before they move it."""
+    return file.startswith(".") and file.endswith(".tmp")
+
+
+def clock_of(folder: int) -> float:
+    """Return the time (epoch seconds) by the clock that stamps the files of an open folder."""
+    probe = f".{uuid7()}.tmp"
+    write_new(folder, probe.encode(), b"", False)
+    try:
+        return os.stat(probe, dir_fd=folder, follow_symlinks=False).st_mtime
+    finally:
+        os.unlink(probe, dir_fd=folder)
+
+
 def _take(undertaker: Undertaker, file: str, folder: int, budget: Budget, result: Recovered, reason: str) -> None:
     queue = undertaker.queue
     name = TaskName.parse(file)
+    if file.startswith(".nfs"):
+        return  # what a client of NFS keeps of a file that is still open somewhere
     if name is None:
         kept = queue.quarantine(folder, file, "a name in a claim folder that is no task's")
         result.quarantined += kept is not None
         return
-    if is_further(queue.layout, name):
+    if is_further(queue.layout, name, folder):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(file, dir_fd=folder)
             result.dropped += 1
         return
     history = queue.history(name)
     verdict = decide(Cause.LOST, name, past_causes(history), budget, random.random())
+    queue.note_attempt(name, {"cause": Cause.LOST, "message": reason})
     if verdict.final is None:
-        queue.note_attempt(name, {"cause": Cause.LOST, "message": reason})
         result.taken += queue.take(name, folder, 0.0)
         return
     message = f"given out {name.attempt + 1} times without an end, the last time: {reason}"
-    result.failed += undertaker.bury(folder, file, name, {"cause": verdict.final, "message": message})
+    # Charged like any other that is taken: its owner may only be frozen, and writes its result under the old name.
+    error = {"cause": verdict.final, "message": message}
+    result.failed += undertaker.bury(folder, file, name.charged(crashed=False), error)
 
 
-def is_further(layout: Layout, name: TaskName) -> bool:
-    """Whether the task of a claim is further than the claim: it has a record, a commit, or a later attempt waits."""
-    for target in (layout.done, layout.failed):
-        if exists(target, f"{name.id}.json") or exists(target, f".{name.file}.won"):
+def is_further(layout: Layout, name: TaskName, folder: int) -> bool:
+    """Whether a claim in an open folder is only a second name of a task that is further, or the content of a record."""
+    try:
+        status = os.stat(name.file, dir_fd=folder, follow_symlinks=False)
+        if status.st_nlink > 1 and any(
+            rank > (1, name.attempt, _CLAIMED) for rank, _, _ in _other_names(layout, name.id, status)
+        ):
             return True
-    nexts = [name.charged(crashed=False).file, name.charged(crashed=True).file]
-    if any(exists(layout.pending, file) for file in nexts):
-        return True
-    if not layout.syncs:
-        return False  # no power cut is recovered from at this level, and no other fault leaves two names
-    waiting = {parsed[1].file for parsed in map(parse_delayed, list_folder(layout.delayed)) if parsed}
-    return any(file in waiting for file in nexts)
+        record = f"{name.id}.json"
+        ends = [end for end in (layout.done, layout.failed) if exists(end, record)]
+        if not ends:
+            return False
+        data = read(folder, name.file.encode(), 1 << 40, ()).data
+        fields = scan(data, DEEPEST, MOST_EXTRAS)
+    except (FileNotFoundError, Refused, EnvelopeError):
+        return False
+    return any(is_record_of(end, record, data, fields) for end in ends)
+
+
+_PENDING, _DELAYED, _CLAIMED = 0, 1, 2
+_Rank = tuple[int, int, int]  # how far a name is: committed or not, attempt, where it lies
+
+
+def _movers(layout: Layout) -> Iterator[tuple[TaskName, _Rank, int, str]]:
+    """Yield every name but those in pending/: each rename has one of these as its source or its target.
+
+    A rename within one folder isn't torn in two: a folder reaches the disk as a whole.
+    """
+    for target, rank in ((layout.done, 3), (layout.failed, 2)):
+        for name in _commits(target):
+            yield name, (rank, name.attempt, 0), target, won_file(name)
+    for found in files(layout, State.CLAIMED):
+        name = name_of(found)
+        yield name, (1, name.attempt, _CLAIMED), layout.claimed, f"{found.owner}/{found.file}"
+    for found in files(layout, State.DELAYED):
+        name = name_of(found)
+        yield name, (1, name.attempt, _DELAYED), layout.delayed, found.file
+
+
+def _other_names(layout: Layout, task_id: str, status: os.stat_result) -> Iterator[tuple[_Rank, int, str]]:
+    """Yield every name of one task, but records, that leads to one file."""
+    names = [
+        ((1, name_of(found).attempt, _DELAYED if found.state is State.DELAYED else _PENDING), found.folder, found.file)
+        for state in (State.PENDING, State.DELAYED)
+        for found in find(layout, task_id, thorough=True)
+        if found.state is state and found.folder is not None
+    ]
+    names += [
+        (rank, folder, file)
+        for name, rank, folder, file in _movers(layout)
+        if name.id == task_id and rank[2] != _DELAYED
+    ]
+    for rank, folder, file in names:
+        if identity(folder, file) == (status.st_dev, status.st_ino):
+            yield rank, folder, file
+
+
+def _commits(target: int) -> list[TaskName]:
+    """Return the attempts whose commit lies in done/ or failed/."""
+    return [name for name in map(parse_won, walk_folder(target)) if name is not None]
+
+
+def _run_again(layout: Layout, name: TaskName, target: int) -> bool:
+    """Let a task run again whose record a power cut took, with its commit."""
+    try:
+        os.rename(won_file(name), name.charged(crashed=False).file, src_dir_fd=target, dst_dir_fd=layout.pending)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_record(layout: Layout, file: str, name: TaskName) -> bool:
-    """Whether results/FILE is a whole record of this task."""
+    """Whether results/FILE is a whole record of this task, however deep the result in it."""
     try:
-        got = peek(layout.results, file.encode(), 1 << 40, ())
-        return got is not None and orjson.loads(got.data).get("task_id") == name.id
-    except (Refused, EnvelopeError, ValueError):
+        record = orjson.loads(read(layout.results, file.encode(), 1 << 40, ()).data)
+    except (FileNotFoundError, Refused, ValueError):
         return False
+    return isinstance(record, dict) and record.get("task_id") == name.id

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .config import ClassConfig, Config
+from .record import MAX_HISTORY
 from .task import Cause, TaskName
 
 #: these end a task at once: trying again can't help
@@ -36,7 +37,7 @@ def budget_of(config: Config, settings: ClassConfig, own: int | None = None) -> 
     return Budget(
         max_attempts=settings.max_attempts if own is None else own,
         max_crashes=settings.max_crashes if own is None else min(settings.max_crashes, own),
-        max_deliveries=max(config.max_deliveries, own or 0),
+        max_deliveries=max(config.max_deliveries, settings.max_attempts, own or 0),
         base_s=config.retry_base_s,
         cap_s=config.retry_cap_s,
     )
@@ -67,6 +68,8 @@ def decide(
     if died and cause in DEATHS and name.crashes + 1 >= budget.max_crashes:
         return Verdict(cause)
     faults = sum(earlier not in BLAMELESS for earlier in past)
+    if len(past) >= MAX_HISTORY:  # those before are not told of any more: they count, or a high bound is never reached
+        faults += name.attempt - len(past)
     if cause not in BLAMELESS and faults + 1 >= budget.max_attempts:
         return Verdict(cause)
     if name.attempt + 1 >= budget.max_deliveries:

@@ -27,17 +27,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dspy_fastpath.claim import Refused, claim, move, move_new, peek, sync, write_new
-from dspy_fastpath.envelope import EnvelopeError
+import orjson
+from dspy_fastpath.claim import Refused, claim, move, move_new, peek, read, sync, write_new
+from dspy_fastpath.envelope import EnvelopeError, Fields, scan
 from dspy_fastpath.ids import uuid7
 
-from .layout import Layout, read_json, replace_json
+from .layout import Layout, list_folder, read_json, replace_json
 from .record import MAX_HISTORY, Claim, same_task
 from .task import Cause, TaskName
 
 #: "I don't know": the server may have done it all the same
 UNKNOWN = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 _SETTLE_TRIES = 3
+#: what a record may hold more than an envelope: a result as deep as there are any, and our own keys beside the producer's
+DEEPEST, MOST_EXTRAS = 1024, 1024
+_LAST_DUE = 253402300799.0  # epoch seconds, the end of the year 9999
 
 
 class Unusable(Exception):
@@ -101,8 +105,10 @@ class TaskQueue:
                 self.layout.owners,
                 max_depth=self.max_depth,
             )
-        except (Refused, EnvelopeError) as error:
+        except EnvelopeError as error:
             raise Unusable(file, str(error)) from error
+        except Refused as error:
+            raise Unusable(file, str(error), may_change=error.links > 1) from error
         if got is None:
             return None
         found = Claim(name, got.data, got.fields, got.mtime)
@@ -127,9 +133,9 @@ class TaskQueue:
         A time that is not in the future means pending/ at once.
         """
         charged = _parse(file).charged(crashed=crashed)
-        if due <= time.time():
-            return self._move(owner_folder, file, self.layout.pending, charged.file)
-        return self._move(owner_folder, file, self.layout.delayed, delayed_file(due, charged))
+        if due > time.time():
+            return self._put_back(owner_folder, file, self.layout.delayed, delayed_file(due, charged))
+        return self._put_back(owner_folder, file, self.layout.pending, charged.file)
 
     def take(self, name: TaskName, owner_folder: int, due: float, *, crashed: bool = False) -> bool:
         """Take a claim from an owner that is dead, as `retry`; a record it had written before it died goes."""
@@ -141,20 +147,24 @@ class TaskQueue:
 
     def release(self, file: str, owner_folder: int) -> bool:
         """Give back a task that never started; no attempt is charged."""
-        return self._move(owner_folder, file, self.layout.pending, file)
+        return self._put_back(owner_folder, file, self.layout.pending, file)
+
+    def hand_over(self, folder: int, file: str, owner_folder: int, name: TaskName) -> bool:
+        """Move a task into an owner's folder, under a name that was never there; False where it is gone."""
+        return self._move(folder, file, owner_folder, name.file)
 
     def delay(self, file: str, due: float) -> bool:
         """Move a waiting task to delayed/ until ``due`` (epoch seconds); False where it is gone."""
-        return self._move(self.layout.pending, file, self.layout.delayed, delayed_file(due, _parse(file)))
+        return self._put_back(self.layout.pending, file, self.layout.delayed, delayed_file(due, _parse(file)))
 
     def promote(self, delayed: str) -> bool:
         """Move a task whose time has come from delayed/ to pending/; False where it is gone."""
         parsed = parse_delayed(delayed)
         if parsed is None:
             raise Unusable(delayed, "not a name of delayed/")
-        return self._move(self.layout.delayed, delayed, self.layout.pending, parsed[1].file)
+        return self._put_back(self.layout.delayed, delayed, self.layout.pending, parsed[1].file)
 
-    def quarantine(self, folder: int, file: str, reason: str) -> str | None:
+    def quarantine(self, folder: int, file: str, reason: str, name: TaskName | None = None) -> str | None:
         """Move what can't be a task out of the way, as it came, with the reason beside it; None where it is gone.
 
         Returns the name in quarantine/: the file's own where that is safe, else a hash of it.
@@ -162,7 +172,7 @@ class TaskQueue:
         import hashlib  # not for every program that only puts tasks: it loads OpenSSL
 
         raw = os.fsencode(file)
-        safe = TaskName.parse(file)
+        safe = name or TaskName.parse(file)
         stem = safe.id if safe else hashlib.sha256(raw).hexdigest()[:32]
         kept = f"{stem}.{uuid7()}.json"
         facts = {"file": ascii(file)[1:-1], "reason": reason[:4096], "quarantined_at": time.time()}
@@ -200,7 +210,7 @@ class TaskQueue:
             notes = [read_json(folder, f"attempt.{number}.json") for number in numbers]
         finally:
             os.close(folder)
-        return [note for note in notes if note is not None]
+        return [note for note in notes if note is not None and _can_be_written(note)]
 
     def _open_logs(self, task_id: str) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -225,15 +235,13 @@ class TaskQueue:
         for folder, state in ((self.layout.done, "done"), (self.layout.failed, "failed")):
             if not exists(folder, file):
                 continue
-            same = False
-            with contextlib.suppress(Refused, EnvelopeError):
-                record = peek(folder, file.encode(), 1 << 40, ())
-                same = record is not None and same_task(found.envelope, found.fields, record.data, record.fields)
+            same = is_record_of(folder, file, found.envelope, found.fields)
             raise Unusable(
                 found.file,
                 f"the id {found.name.id!r} is {state} already"
                 + (", with the same content" if same else ", with other content")
                 + "; an id is used once",
+                may_change=False,
             )
 
     def _complete(self, held: Claim, owner_folder: int, record: bytes, target: int) -> bool:
@@ -241,34 +249,109 @@ class TaskQueue:
         result = held.name.result_file.encode()
         try:
             write_new(layout.results, result, record, layout.syncs)
-        except FileExistsError:  # left by a task of the same id, long gone
+        except FileExistsError:
+            if exists(target, won_file(held.name)) and not exists(owner_folder, held.file):
+                return self._conclude(
+                    held.name, target, owner_folder
+                )  # committed by a try of ours that met an error then
+            if self._is_shared(held, owner_folder):
+                self.quarantine(owner_folder, held.file, "a task of this id ran at the same time; an id is used once")
+                self.fenced += 1
+                return False
+            # Left by an earlier try of ours, by our dead worker, or by a task of the same id, long gone.
             os.unlink(result, dir_fd=layout.results)
             write_new(layout.results, result, record, layout.syncs)
         if layout.syncs:
             sync(layout.results)
-        won = won_file(held.name)
-        if not self._move(owner_folder, held.file, target, won):
+        if not self._move(owner_folder, held.file, target, won_file(held.name)):
             self.fenced += 1
+            if self._is_recorded(target, won_file(held.name), held.name):  # by a try of ours that met an error after it
+                self.forget_commit(held.name, target, published=True)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(result, dir_fd=layout.results)
             return False
-        self.publish(held.name, target)
-        if layout.syncs_results:
+        try:
+            return self._conclude(held.name, target, owner_folder)
+        except FileNotFoundError:  # cleared away as an orphan: we were frozen for a day, between two calls
+            write_new(layout.results, result, record, layout.syncs)
+            return self._conclude(held.name, target, owner_folder)
+
+    def _conclude(self, name: TaskName, target: int, owner_folder: int) -> bool:
+        """Publish what is committed, and forget the commit; False where the id has another record already."""
+        published = self.publish(name, target)
+        if self.layout.syncs_results:
             sync(target)
             sync(owner_folder)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(won, dir_fd=target)
-        return True
+        self.forget_commit(name, target, published=published)
+        return published
 
     def publish(self, name: TaskName, target: int) -> bool:
-        """Make the record of a committed attempt visible; False where its id has a record already, which stays."""
+        """Make the record of a committed attempt visible; False where its id has another record already, which stays.
+
+        Raises FileNotFoundError where there is no record to publish.
+        """
+        layout, record = self.layout, f"{name.id}.json"
+        if not exists(layout.failed if target == layout.done else layout.done, record):
+            with contextlib.suppress(FileExistsError):
+                if move_new(layout.results, name.result_file.encode(), target, record.encode()) or exists(
+                    target, record
+                ):
+                    return True
+                raise FileNotFoundError(errno.ENOENT, "the record of a committed attempt is gone", name.result_file)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name.result_file, dir_fd=layout.results)
+        return False
+
+    def forget_commit(self, name: TaskName, target: int, *, published: bool) -> None:
+        """Remove a commit that has served; where its record was not published, only when the one that is there is its own."""
+        won = won_file(name)
+        if not published and not self._is_recorded(target, won, name):
+            self.quarantine(
+                target, won, f"the id {name.id!r} had a record when this one ended; an id is used once", name
+            )
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(won, dir_fd=target)
+
+    def _is_recorded(self, folder: int, file: str, name: TaskName) -> bool:
+        """Whether the task in folder/file, if it is there, has a record that tells of the same content."""
         try:
-            move_new(self.layout.results, name.result_file.encode(), target, f"{name.id}.json".encode())
-        except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name.result_file, dir_fd=self.layout.results)
+            got = peek(folder, file.encode(), self.max_bytes, (), max_depth=DEEPEST)
+        except (Refused, EnvelopeError):
             return False
-        return True
+        if got is None:
+            return True
+        ends = (self.layout.done, self.layout.failed)
+        return any(is_record_of(end, f"{name.id}.json", got.data, got.fields) for end in ends)
+
+    def _is_shared(self, held: Claim, owner_folder: int) -> bool:
+        """Whether a second file of the same name, a stranger's, was claimed by another owner, or committed just now."""
+        layout, won, me = self.layout, won_file(held.name), os.fstat(owner_folder)
+        if exists(layout.done, won) or exists(layout.failed, won):
+            return True
+        for owner in list_folder(layout.claimed):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if os.stat(owner, dir_fd=layout.claimed).st_ino != me.st_ino:
+                    os.stat(f"{owner}/{held.file}", dir_fd=layout.claimed, follow_symlinks=False)
+                    return True
+        return False
+
+    def _put_back(self, source_folder: int, source: str, target_folder: int, target: str) -> bool:
+        """Move a task to where tasks wait. A stranger's file that took its name there makes room, and is kept aside."""
+        there = identity(target_folder, target)
+        if there is not None:
+            ours = identity(source_folder, source)
+            if (
+                ours == there
+            ):  # two names of one file, as a power cut can leave them: a rename between them does nothing
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(source, dir_fd=source_folder)
+                return True
+            if ours is not None:
+                self.quarantine(
+                    target_folder, target, "a task of this name is in the queue already; an id is used once"
+                )
+        return self._move(source_folder, source, target_folder, target)
 
     def _move(self, source_folder: int, source: str, target_folder: int, target: str) -> bool:
         """Rename, where the target's name can only be made by this call; False where the source is gone."""
@@ -299,8 +382,11 @@ def parse_won(file: str) -> TaskName | None:
 
 
 def delayed_file(due: float, name: TaskName) -> str:
-    """The name in delayed/ of a task that waits until ``due`` (epoch seconds): sorted by time, in milliseconds."""
-    return f"{max(0, int(due * 1000)):015d}.{name.file}"
+    """The name in delayed/ of a task that waits until ``due`` (epoch seconds): sorted by time, in milliseconds.
+
+    A time after the year 9999, infinity among them, is that year's end: not_before comes from outside.
+    """
+    return f"{int(min(max(due, 0.0), _LAST_DUE) * 1000):015d}.{name.file}"
 
 
 def parse_delayed(file: str) -> tuple[float, TaskName] | None:
@@ -312,17 +398,41 @@ def parse_delayed(file: str) -> tuple[float, TaskName] | None:
 
 def exists(folder: int, file: str) -> bool:
     """Whether a name is in an open folder, whatever it is."""
+    return identity(folder, file) is not None
+
+
+def identity(folder: int, file: str) -> tuple[int, int] | None:
+    """Return device and inode of what has a name in an open folder, or None where nothing has it."""
     try:
-        os.stat(file, dir_fd=folder, follow_symlinks=False)
+        status = os.stat(file, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def is_record_of(folder: int, file: str, envelope: bytes, fields: Fields) -> bool:
+    """Whether folder/file is a record, or an envelope, of the same content."""
+    try:
+        found = read(folder, file.encode(), 1 << 40, ()).data
+        return same_task(envelope, fields, found, scan(found, DEEPEST, MOST_EXTRAS))
+    except (FileNotFoundError, Refused, EnvelopeError):
         return False
-    return True
 
 
 def past_causes(history: Sequence[Mapping[str, Any]]) -> list[Cause]:
     """Return the causes in the notes of earlier attempts, as far as they are known words."""
     known = set(Cause)
-    return [Cause(note["cause"]) for note in history if note.get("cause") in known]
+    causes = [note.get("cause") for note in history]
+    return [Cause(cause) for cause in causes if isinstance(cause, str) and cause in known]
+
+
+def _can_be_written(note: Mapping[str, Any]) -> bool:
+    """Whether a note can be part of a record: a task may have written anything into its own folder."""
+    try:
+        orjson.dumps(note)
+    except TypeError:  # nested deeper than the encoder goes
+        return False
+    return True
 
 
 def _parse(file: str) -> TaskName:

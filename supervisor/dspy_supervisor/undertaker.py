@@ -6,10 +6,13 @@ other task is, so whoever else had an eye on it loses in the usual way.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
 from typing import Any
+
+from dspy_fastpath.claim import move
 
 from .errors import SupervisorError, TaskNotFound
 from .lookup import find_one
@@ -28,21 +31,26 @@ class Undertaker:
         self._folder: int | None = None  # made when it is needed
 
     def bury(self, folder: int, file: str, name: TaskName, error: Mapping[str, Any], run: Run | None = None) -> bool:
-        """End the task in folder/file in failed/, with ``error``; False where somebody else had it first."""
+        """End the task in folder/file in failed/, as ``name``, with ``error``; False where somebody else had it first.
+
+        After an OSError the task is where it was.
+        """
         own = self._open()
-        try:
-            os.rename(file, name.file, src_dir_fd=folder, dst_dir_fd=own)
-        except FileNotFoundError:
+        if not self.queue.hand_over(folder, file, own, name):
             return False
         try:
             held = self.queue.read_claim(name.file, own)
+            if held is None:
+                return False
+            run = run or Run(None, time.time(), 0.0, os.getpid(), self.owner)
+            return self.queue.fail(held, own, failed_record(held, error, run, self.queue.history(name)))
         except Unusable as unusable:
             self.queue.quarantine(own, name.file, unusable.reason)
             return False
-        if held is None:
-            return False
-        run = run or Run(None, time.time(), 0.0, os.getpid(), self.owner)
-        return self.queue.fail(held, own, failed_record(held, error, run, self.queue.history(name)))
+        except OSError:
+            with contextlib.suppress(OSError):  # nobody would look for it in a folder of ours
+                move(own, name.file.encode(), folder, file.encode())
+            raise
 
     def cancel(self, task_id: str) -> State:
         """Cancel a task that waits, and return where it is now: FAILED, or CLAIMED where a worker has it.
