@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .config_table import (
+    BUILT_IN,
     CLASS_SETTINGS,
     CLASSES,
     MODE_ALIASES,
@@ -110,7 +111,7 @@ def load(
     layers = [*above, *layers, toml]
 
     values, origins = _top(mode, origin, layers, environ, cwd)
-    values["kinds"] = tuple(dict.fromkeys((*values["kinds"], *values["kind_handlers"])))
+    _check_kinds(values, origins)
     classes = {name: _class(name, layers, values, origins) for name in CLASSES}
     config = Config(**values, classes=MappingProxyType(classes))
     return Loaded(config, MappingProxyType(origins), tuple(files), MappingProxyType(flags), cwd)
@@ -135,6 +136,15 @@ def _top(
             default, default_origin = setting.default, "built-in"
         values[name], origins[name] = _resolve(name, setting, layers, default, default_origin)
     return values, origins
+
+
+def _check_kinds(values: dict[str, Any], origins: Mapping[str, str]) -> None:
+    """Leave in kinds what is built in, since kind_handlers has the others. Raises ConfigError for what neither has."""
+    values["kinds"] = tuple(name for name in dict.fromkeys(values["kinds"]) if name not in values["kind_handlers"])
+    for name in values["kinds"]:
+        if name not in BUILT_IN:
+            expected = f"kinds among {', '.join(BUILT_IN)}; one of your own is named with its handler, in kind_handlers"
+            raise ConfigError(f"kinds ({origins['kinds']})", name, expected)
 
 
 def _class(workload: str, layers: list[_Layer], values: Mapping[str, Any], origins: dict[str, str]) -> ClassConfig:

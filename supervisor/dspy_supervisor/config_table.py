@@ -37,7 +37,8 @@ MODES = ("laptop", "workstation", "cluster", "cloud")
 MODE_ALIASES = {"dev": "laptop", "development": "laptop", "prod": "cluster", "production": "cluster"}
 CLASSES = tuple(str(name) for name in WorkloadClass)
 
-_HANDLER = r"[A-Za-z_][\w.]*(:[A-Za-z_][\w.]*)?"
+BUILT_IN = ("echo", "call", "command")  #: the handlers that have a short name
+_HANDLER = rf"{'|'.join(BUILT_IN)}|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 _KIND = r"[A-Za-z0-9][\w.-]{0,99}"
 _YEAR = 366 * 86400.0
 _TIB = 1 << 40
@@ -142,14 +143,14 @@ class Config:
     )
     kinds: tuple[str, ...] = setting(
         words(_KIND, "names of task kinds"),
-        "kinds that a task may name; add command to let tasks run programs",
+        "built-in kinds that a task may name; add command to let tasks run programs",
         ("echo", "call"),
         flag="--kinds",
         live=True,
     )
     kind_handlers: Mapping[str, str] = setting(
         pairs(_KIND, _HANDLER, "KIND=module:function"),
-        "kinds of your own and what runs each; they are accepted as if kinds named them",
+        "kinds of your own that a task may name, and what runs each",
         MappingProxyType({}),
     )
     call_allow: tuple[str, ...] = setting(

@@ -133,9 +133,12 @@ def test_a_class_is_set_by_toml_variable_and_flag(get, home):
 def test_a_kind_of_ones_own_is_named_with_its_handler_and_accepted(get, home):
     config = get(DSPY_KIND_HANDLERS="count=tools:count, sum=tools:sum").config
     assert dict(config.kind_handlers) == {"count": "tools:count", "sum": "tools:sum"}
-    assert config.kinds == ("echo", "call", "count", "sum")
+    assert config.kinds == ("echo", "call")
     write(home / "here/dspy-supervisor.toml", 'kinds = []\n[kind_handlers]\ncount = "tools:count"\n')
-    assert get().config.kinds == ("count",)
+    assert get().config.kinds == ()
+    assert get(DSPY_KINDS="echo,count").config.kinds == ("echo",)  # said twice
+    with pytest.raises(ConfigError, match="kinds among echo, call, command"):
+        get(DSPY_KINDS="echo,sum")
     with pytest.raises(ConfigError, match="expected KIND=module:function"):
         get(DSPY_KIND_HANDLERS="count")
 
@@ -157,6 +160,7 @@ def test_variables_that_are_unknown_or_empty_are_let_be(get):
         ({"DSPY_KINDS": "echo,../x"}, "DSPY_KINDS='echo,../x': expected names of task kinds, with commas"),
         ({"DSPY_INSTANCE": "a b"}, "DSPY_INSTANCE='a b': expected 1 to 32 letters"),
         ({"DSPY_GPU_HANDLER": "x y"}, "DSPY_GPU_HANDLER='x y': expected module:function"),
+        ({"DSPY_GPU_HANDLER": "ehco"}, "DSPY_GPU_HANDLER='ehco': expected module:function"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_what_was_expected(get, environ, message):
