@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from functools import cached_property
@@ -12,10 +11,17 @@ from typing import Any
 import orjson
 from dspy_fastpath.counters import Counter, Page
 from dspy_supervisor import Queue
+from dspy_supervisor.layout import Layout
 
 from bench.player import PAYLOAD, TIMEOUT_S, Call, Player, wait_until
 
 CLASS = "cpu_short"
+
+
+def make_queue(path: Path, durability: str) -> Queue:
+    """Return a new queue of this durability, which is otherwise the supervisor's to choose."""
+    Layout.open(path, create=True, durability=durability)
+    return Queue(path)
 
 
 class Ours(Player):
@@ -26,9 +32,8 @@ class Ours(Player):
 
     def __init__(self, folder: Path, sync: bool) -> None:
         super().__init__(folder, sync)
-        os.environ["DSPY_DURABILITY"] = "full" if sync else "none"
         self.path, self.runtime = folder / "queue", folder / "run"
-        self.queue = Queue(self.path)
+        self.queue = make_queue(self.path, "full" if sync else "none")
         self.filled = 0
 
     def start(self, workers: int) -> None:

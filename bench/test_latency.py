@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench import floor
-from bench.ours import CLASS, Ours
+from bench.ours import CLASS, Ours, make_queue
 from bench.player import PAYLOAD, Call
 
 CALLS = 200
@@ -30,10 +30,8 @@ def running(folder: Path, sync: bool) -> Iterator[Ours]:
 
 @pytest.mark.benchmark(group="put one task")
 @pytest.mark.parametrize("durability", ["none", "task", "full"])
-def test_put(benchmark: Any, folder: Path, durability: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = Ours(folder, sync=False)
-    monkeypatch.setenv("DSPY_DURABILITY", durability)
-    queue = type(ours.queue)(folder / durability)
+def test_put(benchmark: Any, folder: Path, durability: str) -> None:
+    queue = make_queue(folder / "queue", durability)
     benchmark.pedantic(queue.submit, args=(PAYLOAD,), kwargs={"task_class": CLASS}, rounds=CALLS)
 
 
