@@ -149,15 +149,22 @@ Start = Callable[..., Supervised]
 
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Iterator[Start]:
-    """A function that starts a supervisor and returns it when it is ready.
+    """A function that starts supervisors in this test's folder: see `supervisors`."""
+    with supervisors(tmp_path) as start:
+        yield start
+
+
+@contextlib.contextmanager
+def supervisors(folder: Path) -> Iterator[Start]:
+    """A function that starts a supervisor and returns it when it is ready; at the end nothing of them is left.
 
     ::
 
         one = supervisor("--workers", "cpu_short=2", handlers={"cpu_short": "echo"}, settings={"sweep_s": 0.1})
 
     Options are those of `start`, as they are; handlers and settings become --handler and --set. The queue is
-    tmp_path/queue unless ``queue`` says otherwise, the runtime folder tmp_path/run. Only cpu_short has a worker unless the
-    options say otherwise. Handlers are imported from the repository (tests.system.handlers:...), and from tmp_path/code
+    folder/queue unless ``queue`` says otherwise, the runtime folder folder/run. Only cpu_short has a worker unless the
+    options say otherwise. Handlers are imported from the repository (tests.system.handlers:...), and from folder/code
     if a test writes a module there. ``ready=False`` returns at once.
     """
     started: list[Supervised] = []
@@ -173,7 +180,7 @@ def supervisor(tmp_path: Path) -> Iterator[Start]:
         prefix: tuple[str, ...] = (),  # a program that runs it, as ("strace", "-f")
         ready: bool = True,
     ) -> Supervised:
-        queue, runtime = queue or tmp_path / "queue", runtime or tmp_path / "run"
+        queue, runtime = queue or folder / "queue", runtime or folder / "run"
         command = [*prefix, sys.executable, "-m", "dspy_supervisor", "start"]
         command += ["--queue-dir", str(queue), "--runtime-dir", str(runtime), "--instance", instance]
         for name, handler in (handlers or {"cpu_short": "echo"}).items():
@@ -184,7 +191,7 @@ def supervisor(tmp_path: Path) -> Iterator[Start]:
             command += ["--workers", f"{name}={1 if name in (handlers or {}) else workers[name]}"]
         for name, value in (settings or {}).items():
             command += ["--set", f"{name}={value}"]
-        output = tmp_path / f"supervisor.{len(started)}.log"
+        output = folder / f"supervisor.{len(started)}.log"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices, output.open("wb") as log:
             address = f"dspy-{uuid4().hex}"
             notices.bind("\0" + address)
@@ -193,8 +200,8 @@ def supervisor(tmp_path: Path) -> Iterator[Start]:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=tmp_path,
-                env=clean_environ(tmp_path) | {"NOTIFY_SOCKET": f"@{address}", **(environ or {})},
+                cwd=folder,
+                env=clean_environ(folder) | {"NOTIFY_SOCKET": f"@{address}", **(environ or {})},
                 start_new_session=True,
             )
             one = Supervised(queue, runtime, instance, process, output)
@@ -203,17 +210,19 @@ def supervisor(tmp_path: Path) -> Iterator[Start]:
                 one.until_ready(notices)
         return one
 
-    yield start
-    for one in started:
-        one.clear()
+    try:
+        yield start
+    finally:
+        for one in started:
+            one.clear()
 
 
-def clean_environ(tmp_path: Path) -> dict[str, str]:
+def clean_environ(folder: Path) -> dict[str, str]:
     """Return the environment of a program under test: none of this machine's settings, and our modules to import."""
     ours = ("DSPY_", "ENV_", "XDG_", "NOTIFY_", "WATCHDOG_", "PYTHONPATH")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     packages = [Path(str(package.__file__)).parents[1] for package in (dspy_supervisor, dspy_fastpath)]
-    environ["PYTHONPATH"] = os.pathsep.join(map(str, [tmp_path / "code", ROOT, *packages]))
-    environ["HOME"] = str(tmp_path)
+    environ["PYTHONPATH"] = os.pathsep.join(map(str, [folder / "code", ROOT, *packages]))
+    environ["HOME"] = str(folder)
     environ["DSPY_LOG_LEVEL"] = "info"
     return environ

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..layout import Layout
 from ..producer import Producer
+from .envelopes import Prepared
 
 
 class Access:
@@ -48,6 +49,11 @@ class Access:
                 before = self.layout
                 self._open()
                 self._left.append(before)
+
+    def check(self, tasks: Iterable[Prepared]) -> None:
+        """Raise EnvelopeInvalid where one of these tasks can't be accepted."""
+        for task in tasks:
+            self._producer.check(task.id, task.document)
 
     def put(self, tasks: Sequence[tuple[str, bytes]], *, due: float | None, fresh: bool) -> None:
         """Accept one task or many, as `Producer` does, in the queue that is at the path now."""

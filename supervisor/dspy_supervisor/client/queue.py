@@ -138,11 +138,13 @@ class Queue:
         return accepted
 
     def put(self, tasks: Collection[Prepared]) -> None:
-        """Put prepared tasks; those of one delay share their syncs."""
+        """Put prepared tasks, none where one is invalid; those of one delay share their syncs."""
         now = time.time()
         groups: dict[tuple[float, bool], list[tuple[str, bytes]]] = {}
         for task in tasks:
             groups.setdefault((task.delay_s, task.fresh), []).append((task.id, task.document))
+        if len(groups) > 1:
+            self.access.check(tasks)
         for (delay_s, fresh), group in groups.items():
             self.access.put(group, due=now + delay_s if delay_s else None, fresh=fresh)
 
