@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from dspy_supervisor import doctor
 from dspy_supervisor.config import Config, load
-from dspy_supervisor.doctor import Level
 from dspy_supervisor.filesystem import classify
+from dspy_supervisor.trials import Finding, Level
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def config(tmp_path) -> Config:
     return load({}, environ, tmp_path).config
 
 
-def findings(config: Config) -> dict[str, doctor.Finding]:
+def findings(config: Config) -> dict[str, Finding]:
     return {finding.check: finding for finding in doctor.examine(config)}
 
 

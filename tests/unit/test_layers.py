@@ -17,7 +17,7 @@ LAYERS = {
     "rules": {
         *("setting", "config_table", "config", "filesystem", "log", "proctree", "runtime"),
         *("layout", "record", "taskqueue", "lookup", "producer", "pause", "census"),
-        *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "doctor", "gc", "fsck"),
+        *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
     },
     "sockets": {"parts"},
     "actors": {"reactor", "channel", "notify", "compat", "attempt", "worker", "intake", "pool", "feeder", "control"},

@@ -22,7 +22,8 @@ def doctor(loaded: Loaded, as_json: bool) -> int:
 
     Exit codes: 0 all works, perhaps with warnings; 1 something does not.
     """
-    from ..doctor import Level, examine
+    from ..doctor import examine
+    from ..trials import Level
 
     findings = []
     for finding in examine(loaded.config):
