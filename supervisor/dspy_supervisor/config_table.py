@@ -54,6 +54,7 @@ class ClassConfig:
         "what runs a task of this class that names no kind: module:function, or echo, call, command",
         None,
         flag="--handler",
+        live=True,  # only workers load it, and a reload replaces them
     )
     workers: int = setting(
         whole(0, 4096),
@@ -152,6 +153,7 @@ class Config:
         pairs(_KIND, _HANDLER, "KIND=module:function"),
         "kinds of your own that a task may name, and what runs each",
         MappingProxyType({}),
+        live=True,
     )
     call_allow: tuple[str, ...] = setting(
         words(r"[\w.:*]+", "names as module:function or module:*"), "what a task of kind call may call", (), live=True

@@ -343,8 +343,8 @@ class Supervisor:
         """Read the configuration anew; apply what can be applied, and return what was and what needs a restart."""
         loaded = self.loaded.reload()
         live, restart = differences(self.config, loaded.config)
+        configure(loaded.config.log_level, loaded.config.log_file)  # what can't work is refused before anything changes
         self.loaded, self.config = loaded, loaded.config
-        configure(self.config.log_level, self.config.log_file)
         for name, pool in self.pools.items():
             before, pool.settings = pool.settings, self.config.classes[name]
             if before.workers != pool.settings.workers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -106,10 +107,8 @@ def stubborn_loop() -> None:
 
 def _swallow_everything(task: Task, wanted: dict[str, Any]) -> JSON:
     while True:
-        try:
+        with contextlib.suppress(BaseException):
             time.sleep(0.1)
-        except BaseException:  # noqa: S110, BLE001
-            pass
 
 
 def _daemon(task: Task, wanted: dict[str, Any]) -> JSON:
@@ -172,6 +171,17 @@ def _close_folders(task: Task, wanted: dict[str, Any]) -> JSON:
     return "closed"
 
 
+def _cut(task: Task, wanted: dict[str, Any]) -> JSON:
+    """Close the channel to the supervisor, and nothing else."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                os.close(int(name))
+        except OSError:
+            pass
+    return _gate(task, wanted)
+
+
 def _grow(task: Task, wanted: dict[str, Any]) -> JSON:
     _HOARD.append(bytearray(b"x") * wanted["bytes"])
     return os.getpid()
@@ -218,3 +228,8 @@ ACTIONS = {
     for name, value in dict(globals()).items()
     if callable(value) and name.startswith("_") and name[1].isalpha() and name != "_Hostile"
 }
+
+
+def other(task: Task) -> JSON:
+    """Another handler than play."""
+    return "other"
