@@ -162,7 +162,8 @@ def _results(
             future = futures[0]
             result = future.result(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
             futures.popleft()
-            futures.extend(start(list(itertools.islice(calls, 1))))
+            if following := list(itertools.islice(calls, 1)):
+                futures.extend(start(following))
             yield result
     finally:
         for future in futures:
