@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from .backlog import Backlog, Shares
-from .pool import Pool
+from .pool import Pool, Worker
 from .reactor import Reactor
 
 _TICK_S = 0.25  # what runs is looked at so often, for as long as anything runs
@@ -42,7 +42,17 @@ class Feeder:
 
     def pump(self) -> None:
         """Feed whoever can take something."""
-        while not (self.total_limit and self.inflight >= self.total_limit):
+        if self.total_limit:
+            self._pump_by_weight()
+            return
+        # Without a common limit no class takes anything from another.
+        for name, backlog in self._backlogs.items():
+            pool = self._pools[name]
+            while backlog and (offer := pool.hungry(len(backlog))):
+                self._feed(pool, backlog, *offer)
+
+    def _pump_by_weight(self) -> None:
+        while self.inflight < self.total_limit:
             offers = {}
             for name, backlog in self._backlogs.items():
                 if backlog and (offer := self._pools[name].hungry(len(backlog))):
@@ -50,17 +60,19 @@ class Feeder:
             chosen = self._shares.next(offers)
             if chosen is None:
                 return
-            worker, room = offers[chosen]
-            files: list[str] = []
-            while len(files) < room and (file := self._backlogs[chosen].pop()) is not None:
-                files.append(file)
-            if not self._pools[chosen].feed(worker, files):
-                worker.ending = True  # it is dead, and its end is about to be noticed
-                for file in files:
-                    self._see(file)
-            elif not self._ticking:
-                self._ticking = True
-                self._reactor.call_later(_TICK_S, self._tick)
+            self._feed(self._pools[chosen], self._backlogs[chosen], *offers[chosen])
+
+    def _feed(self, pool: Pool, backlog: Backlog, worker: Worker, room: int) -> None:
+        files: list[str] = []
+        while len(files) < room and (file := backlog.pop()) is not None:
+            files.append(file)
+        if not pool.feed(worker, files):
+            worker.ending = True  # it is dead, and its end is about to be noticed
+            for file in files:
+                self._see(file)
+        elif not self._ticking:
+            self._ticking = True
+            self._reactor.call_later(_TICK_S, self._tick)
 
     def _tick(self) -> None:
         """Look at what runs: deadlines, and names that wait behind a task that turned out long."""
