@@ -108,7 +108,7 @@ class TaskQueue:
         except EnvelopeError as error:
             raise Unusable(file, str(error)) from error
         except Refused as error:
-            raise Unusable(file, str(error), may_change=error.links > 1) from error
+            raise Unusable(file, str(error), may_change=_may_pass(error)) from error
         if got is None:
             return None
         found = Claim(name, got.data, got.fields, got.mtime)
@@ -225,8 +225,7 @@ class TaskQueue:
         except EnvelopeError as error:
             raise Unusable(file, str(error)) from error
         except Refused as error:
-            # Two names are what a put by link and unlink looks like for a moment; no other of these kinds passes.
-            raise Unusable(file, str(error), may_change=error.links > 1) from error
+            raise Unusable(file, str(error), may_change=_may_pass(error)) from error
         return None if got is None else Claim(name, got.data, got.fields, got.mtime)
 
     def _refuse_second(self, found: Claim) -> None:
@@ -424,6 +423,11 @@ def past_causes(history: Sequence[Mapping[str, Any]]) -> list[Cause]:
     known = set(Cause)
     causes = [note.get("cause") for note in history]
     return [Cause(cause) for cause in causes if isinstance(cause, str) and cause in known]
+
+
+def _may_pass(error: Refused) -> bool:
+    """Whether a refused file may become a task: two names are what a put by link and unlink shows for a moment."""
+    return error.links > 1 and "hard link" in error.reason  # a folder has more than one link too
 
 
 def _can_be_written(note: Mapping[str, Any]) -> bool:
