@@ -54,6 +54,12 @@ def _gate_stubborn(task: Task, wanted: dict[str, Any]) -> JSON:
     return _gate(task, wanted)
 
 
+def _gate_then_die(task: Task, wanted: dict[str, Any]) -> JSON:
+    _gate(task, wanted)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return None
+
+
 def _raise(task: Task, wanted: dict[str, Any]) -> JSON:
     raise ValueError(wanted.get("message", "this task raises"))
 

@@ -1,0 +1,331 @@
+"""The queue's folder disappears, fills up, or is served by two: work goes on, or waits and then goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dspy_supervisor.control_client import ask
+from dspy_supervisor.errors import QueueFull
+from dspy_supervisor.layout import Layout
+from dspy_supervisor.proctree import look
+from dspy_supervisor.producer import Producer
+
+from ..conftest import until
+from .conftest import Rig, cpu_s, events, klass, workers
+from .invariants import check, runs
+
+_CAN_MOUNT = os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+QUICK_SWEEP: dict[str, object] = {"sweep_s": 0.3}
+needs_mount = pytest.mark.skipif(not _CAN_MOUNT, reason="needs the right to mount")
+
+
+# -- served by two ------------------------------------------------------------------------------------------------------
+
+
+def test_two_hosts_on_one_folder_run_every_task_once(rig: Rig, tmp_path: Path) -> None:
+    """Two runtime folders are what two hosts have: neither sees the other's lock."""
+    for number in range(100):
+        rig.drop(f"before{number}")
+    first = rig.start()
+    second = rig.start(runtime=tmp_path / "run2")
+    for number in range(400):
+        rig.drop(f"t{number}")
+    rig.drain()
+    rig.check(drained=True)
+    assert set(runs(rig.log).values()) == {1}
+    done = {one.pid: sum(c["done"] for c in one.status()["classes"].values()) for one in (first, second)}
+    assert sum(done.values()) == 500
+    assert first.stop() == 0 and second.stop() == 0
+
+
+def test_two_instances_on_one_host_share_the_work_and_one_takes_over_at_once(rig: Rig) -> None:
+    first = rig.start(workers=1)
+    second = rig.start(workers=1, instance="other")
+    gates = [rig.gate("a"), rig.gate("b")]
+    for gate in gates:
+        gate.wait()  # one each
+    first.kill()  # its lock is free at once: no time-out is involved
+    third = rig.start(workers=1, instance="third")
+    until(lambda: runs(rig.log)["a"] + runs(rig.log)["b"] == 3, "the task of the dead one runs again", 10.0)
+    for gate in gates:
+        gate.open()
+    rig.drain()
+    rig.check()
+    assert second.stop() == 0 and third.stop() == 0
+
+
+def test_a_frozen_host_loses_its_tasks_and_its_late_results_are_refused(rig: Rig, tmp_path: Path) -> None:
+    settings: dict[str, object] = {"take_after_s": 1, "heartbeat_s": 0.1, "sweep_s": 0.2}
+    frozen = rig.start(workers=1, settings=settings)
+    late = rig.gate("late")
+    late.wait()
+    other = rig.start(workers=1, settings=settings, runtime=tmp_path / "run2")
+    below = [frozen.pid, *workers(frozen)]
+    for pid in below:
+        os.kill(pid, signal.SIGSTOP)
+    until(lambda: runs(rig.log)["late"] == 2, "the other takes it", 15.0)
+    late.open()
+    assert rig.record("late")["attempt"] == 1
+    before = (rig.queue / "done" / "late.json").read_bytes()
+    assert events(other, "took_from_dead")[0]["tasks"] == 1
+    for pid in reversed(below):
+        os.kill(pid, signal.SIGCONT)
+    # what it had is void; it takes up work again under new owners
+    assert other.stop() == 0
+    rig.drop("after")
+    assert rig.record("after", 15.0)["status"] == "done"
+    assert (rig.queue / "done" / "late.json").read_bytes() == before
+    rig.check()
+    assert klass(frozen)["state"] == "running"
+    assert frozen.stop() == 0
+    assert not list((rig.queue / "results").iterdir())
+
+
+# -- removed, replaced, unmounted -------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_removed_and_made_again_is_served_on(rig: Rig) -> None:
+    supervisor = rig.start(settings=QUICK_SWEEP)
+    rig.drop("a1")
+    rig.record("a1")
+    shutil.rmtree(rig.queue)
+    rig.put_ids.clear()
+    (rig.queue / "pending").mkdir(parents=True)
+    rig.queue.chmod(0o700)
+    rig.drop("a2")
+    assert rig.record("a2", 10.0)["status"] == "done"
+    assert supervisor.status()["problem"] is None
+    rig.check()
+
+
+def test_a_task_that_ran_when_the_folder_went_does_no_harm(rig: Rig) -> None:
+    rig.start(workers=1, settings=QUICK_SWEEP)
+    gate = rig.gate("a1")
+    gate.wait()
+    shutil.rmtree(rig.queue)
+    rig.put_ids.clear()
+    (rig.queue / "pending").mkdir(parents=True)
+    rig.queue.chmod(0o700)
+    rig.drop("a2")
+    assert rig.record("a2", 10.0)["status"] == "done"
+    gate.open()
+    rig.drop("a3")
+    assert rig.record("a3", 10.0)["status"] == "done"
+    rig.check()
+
+
+def test_a_removed_pending_is_made_again_and_what_ran_runs_again(rig: Rig) -> None:
+    rig.start(workers=1)
+    gate = rig.gate("running")
+    gate.wait()
+    shutil.rmtree(rig.queue / "pending")
+    (rig.queue / "pending").mkdir()
+    rig.drop("a2")
+    gate.open()
+    assert rig.record("a2", 10.0)["status"] == "done"
+    assert rig.record("running", 10.0)["status"] == "done"
+    rig.check()
+
+
+def test_a_folder_that_is_moved_away_and_back_loses_nothing(rig: Rig) -> None:
+    supervisor = rig.start(workers=1, settings={"sweep_s": 0.2})
+    gate = rig.gate("running")
+    gate.wait()
+    away = rig.queue.with_name("away")
+    rig.queue.rename(away)
+    until(lambda: events(supervisor, "queue_missing"), "it is missed", 5.0)
+    gate.open()
+    until((away / "done" / "running.json").exists, "what runs ends where the folder is")
+    away.rename(rig.queue)
+    rig.drop("after")
+    assert rig.record("after", 10.0)["status"] == "done"
+    assert rig.record("running")["attempt"] == 0
+    rig.check()
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A small filesystem of its own, whose place can be left and taken again."""
+    place, kept = tmp_path / "disk", tmp_path / "kept"
+    place.mkdir()
+    kept.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "none", str(kept)], check=True)
+    subprocess.run(["mount", "--bind", str(kept), str(place)], check=True)
+    yield place
+    for path in (place, kept):
+        while subprocess.run(["umount", "-l", str(path)], capture_output=True).returncode == 0:
+            pass
+
+
+@needs_mount
+def test_a_bare_mount_point_is_no_queue_and_work_goes_on_when_the_disk_is_back(rig: Rig, mounted: Path) -> None:
+    rig.queue = mounted
+    supervisor = rig.start(workers=1, settings={"sweep_s": 0.2})
+    gate = rig.gate("running")
+    gate.wait()
+    socket = supervisor.socket
+    subprocess.run(["umount", "-l", str(mounted)], check=True)
+    until(lambda: events(supervisor, "queue_missing"), "it is missed", 5.0)
+    assert list(mounted.iterdir()) == []
+    gate.open()
+    assert "another filesystem" in ask(socket, {"do": "status"})["problem"]
+    subprocess.run(["mount", "--bind", str(mounted.with_name("kept")), str(mounted)], check=True)
+    rig.drop("after")
+    assert rig.record("after", 10.0)["status"] == "done"
+    assert rig.record("running")["attempt"] == 0
+    rig.check()
+    assert supervisor.stop() == 0
+
+
+# -- full --------------------------------------------------------------------------------------------------------------
+
+
+@needs_mount
+def test_a_full_disk_refuses_puts_and_keeps_results_until_there_is_room(rig: Rig, mounted: Path) -> None:
+    rig.queue = mounted
+    supervisor = rig.start(workers=1)
+    big = rig.gate("big", "big", payload={"bytes": 300_000})
+    big.wait()
+    rig.drop("waits")
+    with Layout.open(mounted) as layout:
+        producer = Producer(layout)
+        with contextlib.suppress(OSError), (mounted / "filler").open("wb") as filler:
+            while True:
+                filler.write(b"x" * 4096)
+                filler.flush()
+        with pytest.raises(QueueFull):
+            producer.put("refused", b"{}")
+        big.open()
+        until(lambda: klass(supervisor)["reason"], "the class says why it waits")
+        assert "No space left" in klass(supervisor)["reason"]
+        assert rig.claims() == ["big.json"]
+        assert [path.name for path in (mounted / "pending").iterdir()] == ["waits.json"]
+        assert not list((mounted / "failed").iterdir()) and not list((mounted / "quarantine").iterdir())
+        (mounted / "filler").unlink()
+        assert len(rig.record("big", 15.0)["runner_result"]) == 300_000
+        assert runs(rig.log).get("big", 1) == 1
+        assert rig.record("waits", 15.0)["status"] == "done"
+        producer.put("accepted", json.dumps({"payload": {"do": "echo"}}).encode())
+    assert rig.record("accepted")["status"] == "done"
+    until(lambda: klass(supervisor)["reason"] is None, "all is well again")
+    rig.check()
+
+
+@needs_mount
+def test_the_reserve_lets_running_tasks_complete_when_puts_are_refused(rig: Rig, mounted: Path) -> None:
+    rig.queue = mounted
+    rig.start(workers=1)
+    gate = rig.gate("running")
+    gate.wait()
+    with Layout.open(mounted) as layout:
+        producer = Producer(layout)
+        accepted = []
+        with pytest.raises(QueueFull):
+            for number in range(1000):
+                producer.put(f"t{number}", json.dumps({"payload": {"do": "echo", "fill": "x" * 20_000}}).encode())
+                accepted.append(f"t{number}")
+    assert accepted
+    gate.open()
+    assert rig.record("running")["status"] == "done"
+    rig.drain(1 + len(accepted), 90.0) if len(accepted) < 30 else None
+    check(mounted, ["running"])
+
+
+@needs_mount
+def test_a_poison_task_on_a_full_disk_is_settled_when_there_is_room(rig: Rig, mounted: Path) -> None:
+    rig.queue = mounted
+    supervisor = rig.start(workers=1, settings={"class.cpu_short.max_crashes": 1})
+    gate = rig.gate("poison", "gate_then_die")
+    gate.wait()
+    with contextlib.suppress(OSError), (mounted / "filler").open("wb") as filler:
+        while True:
+            filler.write(b"x" * 4096)
+            filler.flush()
+    gate.open()
+    until(lambda: events(supervisor, "disk_trouble"), "the disk doesn't take what became of it")
+    (mounted / "filler").unlink()
+    assert rig.record("poison", 15.0)["error"]["signal"] == "SIGKILL"
+    rig.drop("next")
+    assert rig.record("next", 15.0)["status"] == "done"
+    rig.check(may_fail=["poison"])
+
+
+# -- out of descriptors, out of events -------------------------------------------------------------------------------
+
+
+def test_a_supervisor_out_of_descriptors_harms_no_task_and_recovers(rig: Rig) -> None:
+    supervisor = rig.start(workers=1, settings={"sweep_s": 0.2})
+    rig.drop("warm")
+    rig.record("warm")
+    soft, hard = resource.prlimit(supervisor.pid, resource.RLIMIT_NOFILE)
+    most = max(map(int, os.listdir(f"/proc/{supervisor.pid}/fd")))
+    resource.prlimit(supervisor.pid, resource.RLIMIT_NOFILE, (most + 1, hard))
+    for number in range(20):
+        rig.drop(f"t{number}")
+    [worker] = workers(supervisor)
+    os.kill(worker, signal.SIGKILL)
+    with contextlib.suppress(Exception):
+        supervisor.ask("status")
+    until(lambda: events(supervisor, "cannot_fork", "cannot_read", "disk_trouble"), "it says what is wrong")
+    assert look(supervisor.pid)
+    resource.prlimit(supervisor.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    rig.drain(within_s=30.0)
+    rig.check()
+    assert klass(supervisor)["state"] == "running"
+
+
+def test_after_an_overflow_of_events_nothing_is_missed(rig: Rig) -> None:
+    supervisor = rig.start(settings={"sweep_s": 600, "durability": "none"})
+    supervisor.signal(signal.SIGSTOP)
+    pending = rig.queue / "pending"
+    noise = pending / ".noise.tmp"
+    noise.touch()
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    for number in range(limit + 1000):
+        os.rename(noise, pending / f".noise{number % 2}.tmp")
+        noise = pending / f".noise{number % 2}.tmp"
+    for number in range(50):
+        rig.drop(f"t{number}")
+    supervisor.signal(signal.SIGCONT)
+    rig.drain()
+    assert events(supervisor, "inotify_overflow")
+    rig.check()
+
+
+def test_without_events_sweeps_find_all_there_is(rig: Rig) -> None:
+    """No instance is left for this user: what a host with many programs that watch looks like."""
+    path = Path("/proc/sys/fs/inotify/max_user_instances")
+    if not os.access(path, os.W_OK):
+        pytest.skip("needs the right to set max_user_instances")
+    before = path.read_text()
+    try:
+        path.write_text("0")
+        supervisor = rig.start(settings={"sweep_network_s": 0.1})
+        assert events(supervisor, "no_events")
+        rig.drop("a1")
+        rig.drop("a2", {"do": "raise_until", "until": 1})
+        assert rig.record("a1")["status"] == "done"
+        assert rig.record("a2")["status"] == "done"
+    finally:
+        path.write_text(before)
+    until(lambda: supervisor.status() and rig.drop("b1") and rig.record("b1"), "it goes on with events")
+    rig.check()
+
+
+def test_a_supervisor_with_nothing_to_do_costs_nothing(rig: Rig) -> None:
+    supervisor = rig.start()
+    rig.drop("a1")
+    rig.record("a1")
+    before, began = cpu_s(supervisor.pid), time.monotonic()
+    until(lambda: time.monotonic() - began > 2.0, "two seconds pass")
+    assert cpu_s(supervisor.pid) - before <= 0.02
