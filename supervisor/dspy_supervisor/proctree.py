@@ -11,8 +11,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 _PR_SET_PDEATHSIG = 1
@@ -72,54 +72,61 @@ def look(pid: int) -> Process | None:
 
 def children() -> set[int]:
     """Return the pids of this process's own children, the dead among them; 2 us where there are none."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
-    except ChildProcessError:
+    if not _has_children():
         return set()
     me = os.getpid()
     return {process.pid for process in _everything().values() if process.parent == me}
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the pids of what lives below pid, or in its session or process group; parents come before children."""
+    """Return the pids of what lives below pid, or in the session it leads; parents come before children."""
     everything = _everything()
     root = everything.get(pid)
     if root is None:
         return []
-    return [process.pid for process in _living(everything, [root]) if process.pid != pid]
+    return [process.pid for process in _living(everything, [root], {pid}) if process.pid != pid]
 
 
-def kill_tree(pids: Iterable[int], signum: int, within_s: float = 5.0) -> list[int]:
+def kill_tree(pids: Iterable[int], signum: int, within_s: float = 5.0, spare: Collection[int] = ()) -> list[int]:
     """Send a signal to processes and all their descendants; return the pids that were sent it.
 
-    pids: children of the caller that it has not reaped, so that their pids are theirs. What belongs to their session or
-    process group counts as theirs also where its own parent is dead.
+    pids: children of the caller that it has not reaped, so that their pids are theirs. What is in their session counts as
+    theirs also where its own parent is dead; but not in the caller's session, nor in those of the processes in spare.
     SIGKILL ends the whole tree: it is stopped first, again and again until nothing new appears and nothing moves, since
     what is stopped cannot fork; within_s bounds that. Other signals are sent once to what is there: what a program
     starts in answer to SIGTERM is its way of cleaning up. Death is not waited for.
     """
     roots = [root for root in map(look, pids) if root is not None and root.pid != os.getpid()]
+    # A session is made, never joined, and its number is not given out again while it has members: so all of them descend
+    # from one who is a root or was below one, unless it was made above the caller.
+    strangers = filter(None, map(look, (os.getpid(), os.getppid(), *spare)))
+    sessions = {root.session for root in roots} - {stranger.session for stranger in strangers}
     if signum != signal.SIGKILL:
-        return [process.pid for process in _living(_everything(), roots) if _ask(process, signum)]
+        return [process.pid for process in _living(_everything(), roots, sessions) if _ask(process, signum)]
     deadline = time.monotonic() + within_s
     seen: dict[tuple[int, int], Process] = {}
     quiet_since = time.monotonic()
-    while True:
-        everything = _everything()
-        tree = {(process.pid, process.started): process for process in _living(everything, roots)}
-        new = [process for identity, process in tree.items() if identity not in seen]
-        seen.update(tree)
-        now = time.monotonic()
-        # A stop signal that meets a fork halfway does not undo it: the child is seen only when the parent has stopped.
-        if new or not {process.state for process in tree.values()} <= _STILL | {"D"}:
-            quiet_since = now
-        still = all(process.state in _STILL for process in tree.values())
-        if (still and not new) or now - quiet_since > _BLOCKED_S or now > deadline:
-            return [process.pid for process in seen.values() if _send(process, signal.SIGKILL)]
-        if new:
-            _stop(new, {pid for pid, _ in tree}, everything)
-        else:
-            time.sleep(0.001)  # they need the processor to stop
+    still = False
+    with ExitStack() as stack:
+        while True:
+            everything = _everything()
+            tree = {(process.pid, process.started): process for process in _living(everything, roots, sessions)}
+            new = [process for identity, process in tree.items() if identity not in seen]
+            now = time.monotonic()
+            if seen and new:
+                stack.enter_context(_ahead())
+            seen.update(tree)
+            # A stop signal that meets a fork halfway does not undo it: the child is seen only when the parent stopped.
+            if new or not {process.state for process in tree.values()} <= _STILL | {"D"}:
+                quiet_since = now
+            # Twice: a child may be born after /proc was listed and before its parent, already listed, was seen to stop.
+            was_still, still = still, all(process.state in _STILL for process in tree.values())
+            if (was_still and still and not new) or now - quiet_since > _BLOCKED_S or now > deadline:
+                return [process.pid for process in seen.values() if _send(process, signal.SIGKILL)]
+            if new:
+                _stop(new, {pid for pid, _ in tree}, everything)
+            else:
+                time.sleep(0.001)  # they need the processor to stop
 
 
 def reap_orphans(keep: Collection[int], within_s: float = 5.0) -> int:
@@ -131,10 +138,10 @@ def reap_orphans(keep: Collection[int], within_s: float = 5.0) -> int:
     deadline = time.monotonic() + within_s
     reaped = 0
     while True:
-        found = children() - set(keep)
+        found = _stop_children(keep)
         if not found:
             return reaped
-        kill_tree(found, signal.SIGKILL, max(0.0, deadline - time.monotonic()))
+        kill_tree(found, signal.SIGKILL, max(0.0, deadline - time.monotonic()), keep)
         for pid in found:
             if not wait_gone([pid], deadline):
                 state = getattr(look(pid), "state", "gone")
@@ -186,18 +193,44 @@ def _everything() -> dict[int, Process]:
     return {process.pid: process for process in found if process is not None}
 
 
-def _living(everything: Mapping[int, Process], roots: Collection[Process]) -> list[Process]:
-    """Return the roots and all below that can still run code, parents before children, without the caller."""
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _stop_children(keep: Collection[int]) -> set[int]:
+    """Stop every child that is not in keep; return them, the dead among them.
+
+    The youngest is looked at first and stopped at once: what runs from pid to pid, each time in a session of its own, is
+    gone from there in less than a millisecond.
+    """
+    if not _has_children():
+        return set()
+    me = os.getpid()
+    found = set()
+    for pid in sorted((int(name) for name in os.listdir("/proc") if name.isdecimal()), reverse=True):
+        process = look(pid)
+        if process is not None and process.parent == me and pid not in keep:
+            found.add(pid)
+            if process.alive:
+                _send(process, signal.SIGSTOP)
+    return found
+
+
+def _living(everything: Mapping[int, Process], roots: Collection[Process], sessions: Collection[int]) -> list[Process]:
+    """Return what can still run code of the roots, these sessions and all below, without the caller; parents first."""
     by_parent: dict[int, list[Process]] = {}
     for process in everything.values():
         by_parent.setdefault(process.parent, []).append(process)
     known = {root.pid for root in roots}
     queue = [everything[pid] for pid in known if pid in everything]
-    # The number of a group or session is not given out again while it has members, so theirs can only be the root's.
     queue += [
         process
         for process in everything.values()
-        if process.pid not in known and (process.session in known or process.group in known)
+        if process.pid not in known and (process.session in sessions or process.group in known)
     ]
     known.update(process.pid for process in queue)
     for process in queue:
@@ -207,6 +240,19 @@ def _living(everything: Mapping[int, Process], roots: Collection[Process]) -> li
                 queue.append(child)
     me = os.getpid()
     return [process for process in queue if process.alive and process.pid != me]
+
+
+@contextmanager
+def _ahead() -> Iterator[None]:
+    """Run before others where that is allowed: among a hundred busy forks this process gets a hundredth of the time."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 def _stop(processes: Collection[Process], tree: Collection[int], everything: Mapping[int, Process]) -> None:

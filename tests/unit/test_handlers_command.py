@@ -437,7 +437,11 @@ def test_nothing_is_left_of_a_program_that_escapes_by_sessions_and_double_forks(
     """What a program leaves at a normal end is the worker's to reap, unless its class keeps it."""
     payload = orjson.dumps({**python(ESCAPES, word), "timeout_s": timeout_s}).decode()
     ended = subprocess.run(
-        [sys.executable, "-c", IN_A_SUBREAPER, payload, str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", IN_A_SUBREAPER, payload, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=60,
     )
     assert (ended.stdout, ended.stderr) == (says, "")
 
@@ -478,7 +482,7 @@ def test_an_interrupted_worker_lets_the_program_clean_up_and_leaves_nothing(run,
     def when_up():
         path = os.path.join(blocked, "logs", "a1", "stdout.0.txt")
         deadline = time.monotonic() + 20
-        while not os.path.exists(path) and time.monotonic() < deadline:
+        while not (os.path.exists(path) and os.path.getsize(path)) and time.monotonic() < deadline:
             pass
         os.kill(os.getpid(), signal.SIGUSR1)
 

@@ -286,7 +286,7 @@ class _Program:
 
     def _terminate(self, grace_s: float) -> None:
         """Ask all of it to end, and kill what is left after the grace."""
-        for pid in proctree.kill_tree(self._family(), signal.SIGTERM):
+        for pid in proctree.kill_tree(self._family(), signal.SIGTERM, spare=self._earlier):
             if pid != self._pid:
                 with contextlib.suppress(ProcessLookupError):
                     descriptor = os.pidfd_open(pid)
@@ -296,7 +296,7 @@ class _Program:
         self._kill()
 
     def _kill(self) -> None:
-        proctree.kill_tree(self._family(), signal.SIGKILL)
+        proctree.kill_tree(self._family(), signal.SIGKILL, spare=self._earlier)
         if self._pid is not None and proctree.wait_gone([self._pid], time.monotonic() + _DEATH_S):
             self._reap()
         with contextlib.suppress(TimeoutError):  # it waits for a disk: the worker will meet it, too, and say so
