@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
 RIVALS_PYTHON = ROOT / ".venvs" / "rivals" / "bin" / "python"
 TIMEOUT_S = 120.0
+BUSY = 0.15  #: share of the CPUs
 
 FLOORS = ("floor", "floor-protocol")
 
@@ -48,11 +49,12 @@ class Sizes(NamedTuple):
     seconds: float  #: bound on the calls of a slow player
     backlog: int  #: of the floor and ours; a rival's is its own
     puts: int
+    share: float  #: of a rival's own backlog
 
 
-QUICK = Sizes(rounds=2, calls=120, seconds=1.5, backlog=4000, puts=3000)
-NORMAL = Sizes(rounds=5, calls=250, seconds=3.0, backlog=10_000, puts=10_000)
-FULL = Sizes(rounds=7, calls=500, seconds=5.0, backlog=20_000, puts=10_000)
+QUICK = Sizes(rounds=2, calls=120, seconds=1.5, backlog=4000, puts=4000, share=0.3)
+NORMAL = Sizes(rounds=5, calls=250, seconds=3.0, backlog=10_000, puts=10_000, share=0.5)
+FULL = Sizes(rounds=7, calls=500, seconds=5.0, backlog=20_000, puts=10_000, share=1.0)
 
 
 def plan(full: bool, only: Sequence[str]) -> list[Measurement]:
@@ -74,7 +76,7 @@ def plan(full: bool, only: Sequence[str]) -> list[Measurement]:
         found += [Measurement(name, "latency", "ext4", sync=True) for name in rivals.DURABLE]
         found += [Measurement(name, "drain", "ext4", workers=2) for name in names]
         found += [Measurement("floor-log", "drain", "ext4", workers=workers) for workers in (1, 2)]
-    found += [Measurement(name, "drain", "ext4", sync=True) for name in rivals.DURABLE if full or name in names]
+        found += [Measurement(name, "drain", "ext4", sync=True) for name in rivals.DURABLE]
     found += [Measurement("floor", "put", "ext4"), Measurement("ours", "put", "ext4", sync=True)]
     return [measurement for measurement in dict.fromkeys(found) if not only or measurement.who in only]
 
@@ -107,11 +109,8 @@ def measure_floor(what: Measurement, folder: Path, sizes: Sizes) -> dict[str, An
 def play(what: Measurement, folder: Path, sizes: Sizes) -> dict[str, Any]:
     """Run bench/play.py in the environment of the player."""
     ours = what.who == "ours"
-    tasks = 0
-    if ours:
-        tasks = {"drain": sizes.backlog // 10 if what.sync else sizes.backlog, "put": sizes.puts}.get(what.what, 0)
-    if what.what == "latency":
-        tasks = sizes.calls
+    backlog = sizes.backlog if ours else int(rivals.BACKLOGS[what.who] * sizes.share)
+    tasks = {"latency": sizes.calls, "put": sizes.puts, "drain": backlog // 10 if what.sync else backlog}[what.what]
     command = [
         *(sys.executable if ours else RIVALS_PYTHON, "-m", "bench.play", what.who, folder, what.what),
         *("--tasks", str(tasks), "--seconds", str(sizes.seconds), "--workers", str(what.workers)),
@@ -171,8 +170,9 @@ def run_rounds(measurements: Sequence[Measurement], sizes: Sizes, disk: Path) ->
                 progress(f"round {turn + 1}/{sizes.rounds}, {number}/{len(measurements)}: {what}")
                 folder = places[what.where] / "q"
                 folder.mkdir()
+                begun = time.monotonic()
                 try:
-                    figures[what].append(measure(what, folder, sizes))
+                    figures[what].append(measure(what, folder, sizes) | {"took_s": time.monotonic() - begun})
                 except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                     failed[str(what)] = str(error)
                 finally:
@@ -220,24 +220,24 @@ def print_latencies(figures: Figures) -> None:
 
 
 def print_rates(figures: Figures) -> None:
-    """Print each player's rate beside its ratio to the floor."""
-    print(f"\n{'rate, tasks per second':34}{'put':>12}{'drain, 1':>12}{'2 workers':>12}{'x floor: 1':>14}{'2':>8}")
-    seen = set()
-    for what in figures:
-        key = what._replace(workers=1)
-        if what.what == "latency" or key in seen:
+    """Print each player's rates beside their ratios to the floor, which never syncs a put."""
+    head = f"{'rate, tasks per second':34}{'put':>10}{'drain, 1':>12}{'2 workers':>12}"
+    print(f"\n{head}{'x floor: put':>16}{'1':>8}{'2':>8}")
+    players = dict.fromkeys(what._replace(what="drain", workers=1) for what in figures if what.what != "latency")
+    for player in players:
+        columns = [player._replace(what="put"), player, player._replace(workers=2)]
+        rates = [middle(figures, Figure(of, "rate")) for of in columns]
+        if not any(rates):
             continue
-        seen.add(key)
-        one, two = key, key._replace(workers=2)
-        rates = [middle(figures, Figure(of, "rate")) for of in (one, two)]
-        if rates == [None, None]:
-            continue
-        base = "floor"
-        ratios = [ratio(figures, Figure(of, "rate"), Figure(of._replace(who=base), "rate")) for of in (one, two)]
-        texts = [f"{value:,.0f}" if value else "-" for value in rates]
+        ratios = [
+            ratio(
+                figures, Figure(of, "rate"), Figure(of._replace(who="floor", sync=of.sync and of.what != "put"), "rate")
+            )
+            for of in columns
+        ]
+        put, one, two = (f"{value:,.0f}" if value else "-" for value in rates)
         told = [f"{value:,.2f}" if value else "-" for value in ratios]
-        columns = (texts[0], "", "") if what.what == "put" else ("", *texts)
-        print(f"{what.title:34}{columns[0]:>12}{columns[1]:>12}{columns[2]:>12}{told[0]:>14}{told[1]:>8}")
+        print(f"{player.title:34}{put:>10}{one:>12}{two:>12}{told[0]:>16}{told[1]:>8}{told[2]:>8}")
 
 
 def print_goals(figures: Figures, facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -251,6 +251,8 @@ def print_goals(figures: Figures, facts: Mapping[str, Mapping[str, Any]]) -> lis
         found = facts.get(fact.script)
         value = None if found is None else found.get(fact.key)
         rows.append(tell(fact.text, value, fact.wanted, fact.bound))
+    for text in goals.NOT_BUILT:
+        print(f"{text:66}{'':>24}  nothing to measure yet")
     return rows
 
 
@@ -303,6 +305,8 @@ def main() -> None:
     print(
         f"{about}; {time.monotonic() - begun:.0f} s, {sizes.rounds} rounds; others used {load.others:.0%} of the CPUs"
     )
+    if load.others > BUSY:
+        print("others used so much that only ratios of 2 and more mean anything")
     print_latencies(figures)
     print_rates(figures)
     rows = print_goals(figures, facts)

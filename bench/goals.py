@@ -109,3 +109,8 @@ FACTS: tuple[Fact, ...] = (
     Fact("a killed worker's task is back, p99, ms", "recovery", "p99_ms", "<=", 100),
     Fact("2 workers on tasks of 10 ms CPU: share of 2 cores busy with tasks", "busy", "share", ">=", 0.95),
 )
+
+NOT_BUILT = (
+    "drain, results in a log with group sync",
+    "put to result through HTTP",
+)

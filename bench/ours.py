@@ -27,7 +27,6 @@ def make_queue(path: Path, durability: str) -> Queue:
 class Ours(Player):
     """One supervisor with workers of one class."""
 
-    backlog = 5000
     handler = "bench.handlers:stamp"
 
     def __init__(self, folder: Path, sync: bool) -> None:

@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=["latency", "drain", "put"])
-    parser.add_argument("--tasks", type=int, default=0, help="0: as many as take about a second")
+    parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--interval", type=float, default=0.003, metavar="S")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--workers", type=int, default=1)
@@ -87,11 +87,11 @@ def main() -> None:
     found: dict[str, list[float]] | dict[str, float]
     with play(options.folder, options.sync) as player:
         if options.what == "latency":
-            found = measure_latency(player, options.tasks or 200, options.interval, options.seconds)
+            found = measure_latency(player, options.tasks, options.interval, options.seconds)
         elif options.what == "drain":
-            found = measure_drain(player, options.tasks or play.backlog, options.workers)
+            found = measure_drain(player, options.tasks, options.workers)
         else:
-            found = measure_put(player, options.tasks or play.backlog)
+            found = measure_put(player, options.tasks)
     with os.fdopen(answer, "w") as out:
         json.dump(found, out)
 

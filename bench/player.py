@@ -28,8 +28,6 @@ class Call(NamedTuple):
 class Player(ABC):
     """One way to hand tasks to workers: ``start``, ``call`` for latency; ``fill``, ``start``, ``finish`` for rate."""
 
-    backlog = 5000  #: tasks that one worker drains in about a second
-
     def __init__(self, folder: Path, sync: bool) -> None:
         self.folder, self.sync = folder, sync
         self.children: list[subprocess.Popen[bytes]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,19 +37,13 @@ def test_put(benchmark: Any, folder: Path, durability: str) -> None:
 
 @pytest.mark.benchmark(group="put to result")
 @pytest.mark.parametrize("sync", [False, True], ids=["none", "full"])
-def test_call(benchmark: Any, folder: Path, sync: bool) -> None:
+def test_call(benchmark: Any, folder: Path, sync: bool, tell: Callable[[str, float, float], None]) -> None:
+    beside = folder / "floor"
+    beside.mkdir()
+    points = floor.latency(beside, CALLS, sync, 0.003)
     calls: list[Call] = []
     with running(folder, sync) as ours:
         benchmark.pedantic(lambda: calls.append(ours.call()), setup=lambda: time.sleep(0.003), rounds=CALLS)
-    # the benchmark's own figure is put to result; put to the first line of the handler lies within it
-    benchmark.extra_info["start_us_p50"] = statistics.median(call.start - call.begun for call in calls) / 1000
-    benchmark.extra_info["put_us_p50"] = statistics.median(call.put - call.begun for call in calls) / 1000
-
-
-@pytest.mark.benchmark(group="put to result")
-@pytest.mark.parametrize("sync", [False, True], ids=["none", "full"])
-def test_floor(benchmark: Any, folder: Path, sync: bool) -> None:
-    """The same in C: its own clock says how long each took, so the benchmark's figure is that of the whole program."""
-    points = benchmark.pedantic(floor.latency, args=(folder, CALLS, sync, 0.003), rounds=1)
     for point in ("put", "start", "seen"):
-        benchmark.extra_info[f"{point}_us_p50"] = statistics.median(points[point])
+        mine = statistics.median(getattr(call, point) - call.begun for call in calls) / 1000
+        tell(f"{point}_us_p50", mine, statistics.median(points[point]))

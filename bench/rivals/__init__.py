@@ -25,3 +25,16 @@ MODULES: Mapping[str, str] = {
 QUICK = ("python-loop", "process-pool", "huey-redis", "celery", "rq")  #: the yardsticks of a goal, and the best peer
 DURABLE = ("python-loop", "huey-redis", "huey-sqlite", "celery")  #: can sync each task
 FOLDER = ("python-loop", "pyinotify-loop", "huey-sqlite", "litequeue")  #: depend on the folder's filesystem
+BACKLOGS: Mapping[str, int] = {  #: tasks that one worker drains in one or two seconds on a quiet machine
+    "python-loop": 10_000,
+    "pyinotify-loop": 10_000,
+    "process-pool": 10_000,
+    "huey-redis": 4000,
+    "huey-sqlite": 2000,
+    "celery": 1200,
+    "rq": 400,
+    "dramatiq": 2000,
+    "hyperqueue": 500,
+    "task-spooler": 300,
+    "litequeue": 600,
+}

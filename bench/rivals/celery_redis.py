@@ -29,8 +29,6 @@ if SOCKET:
 class CeleryRedis(RedisRival):
     """Celery, Redis, prefork."""
 
-    backlog = 1500
-
     def connect(self) -> None:
         self.app, self.task = make(self.socket)
 

@@ -30,8 +30,6 @@ if SOCKET:
 class DramatiqRedis(RedisRival):
     """Dramatiq, Redis."""
 
-    backlog = 2000
-
     def connect(self) -> None:
         self.actor = make(self.socket)
 

@@ -43,7 +43,6 @@ class InotifySimple(Player):
     """The loop, woken by inotify-simple."""
 
     wake = "inotify-simple"
-    backlog = 5000
 
     def __init__(self, folder: Path, sync: bool) -> None:
         super().__init__(folder, sync)

@@ -24,8 +24,6 @@ if SOCKET:
 class HueyRedis(RedisRival):
     """huey with its Redis storage."""
 
-    backlog = 2500
-
     def connect(self) -> None:
         self.huey, self.task = make(self.socket)
 

@@ -25,8 +25,6 @@ if os.environ.get("BENCH_SQLITE"):
 class HueySqlite(Player):
     """huey with its SQLite storage."""
 
-    backlog = 1500
-
     def __init__(self, folder: Path, sync: bool) -> None:
         super().__init__(folder, sync)
         self.file = str(folder / "huey.db")

@@ -16,8 +16,6 @@ FLOOR = Path(__file__).parents[1] / "floor"
 class HyperQueue(Player):
     """HyperQueue with tasks that are programs."""
 
-    backlog = 300
-
     def __init__(self, folder: Path, sync: bool) -> None:
         super().__init__(folder, sync)
         self.stamps = folder / "stamps"

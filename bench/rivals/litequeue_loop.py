@@ -25,8 +25,6 @@ def pop(queue: LiteQueue, timeout_s: float) -> Message | None:
 class LiteQueueLoop(Player):
     """Two litequeue files: tasks and results."""
 
-    backlog = 500
-
     def __init__(self, folder: Path, sync: bool) -> None:
         super().__init__(folder, sync)
         self.tasks, self.results = LiteQueue(folder / "tasks.db"), LiteQueue(folder / "results.db")

@@ -12,8 +12,6 @@ from bench.player import PAYLOAD, TIMEOUT_S, Call, Player
 class ProcessPool(Player):
     """The standard library's pool of forked workers."""
 
-    backlog = 10_000
-
     def start(self, workers: int) -> None:
         self.pool = ProcessPoolExecutor(workers)
 

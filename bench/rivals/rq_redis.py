@@ -14,8 +14,6 @@ from bench.rivals.redis_server import RedisRival
 class RqRedis(RedisRival):
     """RQ, Redis, SimpleWorker."""
 
-    backlog = 400
-
     def connect(self) -> None:
         self.queue = Queue(connection=self.redis)
 

@@ -15,8 +15,6 @@ FLOOR = Path(__file__).parents[1] / "floor"
 class TaskSpooler(Player):
     """tsp with as many slots as workers; a first task holds the backlog back until workers are asked for."""
 
-    backlog = 200
-
     def __init__(self, folder: Path, sync: bool) -> None:
         super().__init__(folder, sync)
         self.stamps, self.gate = folder / "stamps", folder / "gate"
