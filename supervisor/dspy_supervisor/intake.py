@@ -28,6 +28,7 @@ from .taskqueue import TaskQueue, Unusable, parse_delayed
 SLICE = 1000  #: names read from the folder before the loop looks at anything else: about a millisecond
 HIGH_WATER = 20_000  #: tasks of one class that are known at a time; the folder keeps the rest
 _LOW_WATER = HIGH_WATER // 2
+_WHOLE_S = 30.0  # between two passes to the folder's end for the sake of idle classes, where another one is full
 _MAX_SUSPECTS = 10_000
 _IGNORED = (".tmp", ".lock")
 
@@ -49,6 +50,7 @@ class _Pass:
     unseen: set[str]  # known before it began, not met yet
     seen: int = 0
     skipped: bool = False  # some were left out, since their class had no room
+    cost_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Intake:
     backlogs: Mapping[str, Backlog]
     why_held: Callable[[Claim], str]  #: why a task can't run here, or ""
     fed: Set[str]  #: names that workers were handed
+    has_idle: Callable[[], bool]  #: whether a class that could run knows of no task
     partial_grace_s: float
     held: dict[str, tuple[str, str]] = field(default_factory=dict)  #: file to class and why nothing here can run it
     lost: bool = False  #: a watched folder was removed or moved
@@ -75,6 +78,7 @@ class Intake:
     _delayed_watch: int = -1
     _pass: _Pass | None = None
     _rescan: bool = True
+    _whole_at: float = field(default_factory=lambda: time.monotonic() + _WHOLE_S)  # when to read the folder to its end
 
     # -- watching --------------------------------------------------------------------------------------------------------
 
@@ -157,12 +161,14 @@ class Intake:
         walk = self._pass
         if walk is None or self._is_full():
             return
+        began = time.monotonic()
         names = [entry.name for entry in itertools.islice(walk.names, SLICE)]
         for name in sorted(names):
             walk.unseen.discard(name)
             if not name.startswith(".") and not name.endswith(_IGNORED):
                 walk.seen += 1
                 walk.skipped |= not self.see(name)
+        walk.cost_s += time.monotonic() - began
         if len(names) < SLICE:
             self._finish_pass(walk)
 
@@ -267,7 +273,9 @@ class Intake:
         return True
 
     def _is_full(self) -> bool:
-        """Whether there is no class that could use another name: reading on would only be reading for nothing."""
+        """Whether enough is known for now: reading on would mostly be reading for nothing."""
+        if time.monotonic() >= self._whole_at and self.has_idle():
+            return False  # tasks of a class that has nothing to do may lie behind those of a class that is full
         sizes = [len(backlog) for backlog in self.backlogs.values()]
         return max(sizes) >= HIGH_WATER or (self._pass is not None and self._pass.skipped and max(sizes) > _LOW_WATER)
 
@@ -290,6 +298,7 @@ class Intake:
         self.page.add_global(Global.DRIFT, len(walk.unseen))
         self.waiting = walk.seen
         self.page.set_global(Global.TOTAL_PENDING, walk.seen)
+        self._whole_at = time.monotonic() + max(_WHOLE_S, 20 * walk.cost_s)
         self._end_pass()
 
     def _end_pass(self) -> None:

@@ -75,7 +75,9 @@ class Supervisor:
         self.undertaker = Undertaker(self.queue, self.presence)
         self.pause = Pause(self.layout)
         self.compat = self._new_compat()
-        self.intake = Intake(self.queue, self.page, self.backlogs, self.why_held, self.fed, config.partial_grace_s)
+        self.intake = Intake(
+            self.queue, self.page, self.backlogs, self.why_held, self.fed, self.has_idle, config.partial_grace_s
+        )
         self.feeder = Feeder(self.reactor, self.pools, self.backlogs, see=self.intake.see, show=self.show)
         self.observer = self._new_observer()
         self.sweeper = Sweeper(self)
@@ -205,6 +207,12 @@ class Supervisor:
                 pool.doom(worker, Cause.LOST, why, at_once=at_once)
 
     # -- what waits -------------------------------------------------------------------------------------------
+
+    def has_idle(self) -> bool:
+        """Whether a class could run tasks and knows of none."""
+        return any(
+            pool.limit and not (self.backlogs[name] or pool.paused or pool.failed) for name, pool in self.pools.items()
+        )
 
     def why_held(self, task: Claim) -> str:
         """Return why a task can't run under this configuration, or nothing."""
