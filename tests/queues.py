@@ -55,6 +55,8 @@ class Rig:
 
     def owner(self, name: str = "n1.1.0") -> int:
         """Return the open folder of an owner's claims."""
+        if name in self._folders and not os.fstat(self._folders[name]).st_nlink:
+            os.close(self._folders.pop(name))  # a recovery removed it
         if name not in self._folders:
             self._folders[name] = self.queue.open_owner(name)
         return self._folders[name]

@@ -93,10 +93,11 @@ def drop_second_names(layout: Layout) -> int:
             status = os.stat(file, dir_fd=folder, follow_symlinks=False)
             if status.st_nlink < 2:
                 continue
-            for other_rank, other_folder, other in _other_names(layout, name.id, status):
-                if other_rank < rank and identity(other_folder, other) == identity(folder, file):
-                    os.unlink(other, dir_fd=other_folder)
-                    dropped += 1
+            others = [other for other in _other_names(layout, name.id, status) if other[1:] != (folder, file)]
+            # They all lead to this one file, which stays for as long as the furthest of them does.
+            for _, lesser_folder, lesser in sorted([*others, (rank, folder, file)])[:-1]:
+                os.unlink(lesser, dir_fd=lesser_folder)
+                dropped += 1
     return dropped
 
 
