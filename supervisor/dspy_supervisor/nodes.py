@@ -31,6 +31,7 @@ from .layout import Layout, list_folder, read_json, replace_json
 
 _SUFFIX = ".hb"
 _LEAST_PERIODS = 10  # a node that is slow to beat is not dead: never judge by fewer missed beats than this
+_LOCK_TRIES, _LOCK_WAIT_S = 5, 0.01
 
 
 def _read_line(path: str) -> str:
@@ -55,18 +56,29 @@ class Presence:
         self._counter = 0
         self._owners = 0
         self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._take_lock():
             holder = os.read(self._lock, 64).decode(errors="replace").partition(" ")[0]
             os.close(self._lock)
             raise AlreadyRunning(
                 f"a supervisor (pid {holder or 'unknown'}) of this host serves {layout.path} already; 'dspy-supervisor "
                 f"stop --queue-dir {layout.path}' ends it, --instance NAME starts a second one beside it"
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()} {self.node}\n".encode(), 0)
-        self.adopt(layout)
+            )
+        try:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()} {self.node}\n".encode(), 0)
+            self.adopt(layout)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _take_lock(self) -> bool:
+        # Held for a moment it may be by an observer that wants to know whether we are dead.
+        for _ in range(_LOCK_TRIES):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            time.sleep(_LOCK_WAIT_S)
+        return False
 
     def adopt(self, layout: Layout) -> None:
         """Announce this node in a queue, also one that was made again."""
@@ -197,7 +209,11 @@ def claims_of(layout: Layout, nodes: set[str]) -> dict[str, list[str]]:
     for owner in list_folder(layout.claimed):
         if node_of(owner) not in nodes:
             continue
-        descriptor = os.open(owner, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.claimed)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(owner, flags, dir_fd=layout.claimed)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
         try:
             found[owner] = sorted(list_folder(descriptor))
         finally:
