@@ -149,6 +149,8 @@ class Worker:
     def load(self) -> None:
         """Import the handlers. Raises ConfigError naming the one that can't be."""
         config = self._post.config
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)  # a handler's module may lie where the supervisor was started; it hides no other
         named = [(None, self._post.settings.handler), *((kind, kind) for kind in config.kinds)]
         for kind, name in [*named, *config.kind_handlers.items()]:
             if name is not None:
@@ -201,16 +203,26 @@ class Worker:
         outcome = self._run(held, handler, started)
         duration = time.monotonic() - started
         self._page.slot_end(self._post.slot)
-        surroundings.restore()
-        if not self._post.settings.keep_children:
-            proctree.reap_orphans(set())
+        ruined = self._clean(surroundings)
         facts = Run(started_at, started_at + duration, duration, os.getpid(), self._post.owner)
-        self._record(held, outcome, facts)
+        self._record(held, outcome, facts)  # also of a task that ruined its worker: its work is done
+        if ruined is not None:
+            raise ruined
         self._page.observe(self._post.klass, Histogram.WAIT, max(0.0, started_at - held.submitted_at))
         self._page.observe(self._post.klass, Histogram.RUN, duration)
         if duration > LONG_S:
             while self._names:
                 self._report(Report(Kind.RETURNED, self._names.popleft()))
+
+    def _clean(self, surroundings: Surroundings) -> OSError | None:
+        """Put back what the task changed, and end what it left running; return why this worker can't go on, or None."""
+        try:
+            surroundings.restore()
+            if not self._post.settings.keep_children:
+                proctree.reap_orphans(())
+        except OSError as error:
+            return error
+        return None
 
     def _run(self, held: Claim, handler: Handler, started: float) -> Outcome:
         post, fields = self._post, held.fields
