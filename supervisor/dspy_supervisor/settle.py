@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 _CAUSES = tuple(Cause)
 
 
-def recover(supervisor: Supervisor) -> None:
-    """Bring to an end what dead owners left, before anything is started."""
+def recover(supervisor: Supervisor, *, anew: bool = False) -> None:
+    """Bring to an end what dead owners left, before anything is started; ``anew``: our own workers are among them."""
     observer = supervisor.observer
     others = observer.others()
     dead = observer.dead(time.monotonic(), beating=True)
     result = Recovered()
     settle_commits(supervisor.queue, result, alone=others == dead)
-    _take(supervisor, dead, result)
+    _take(supervisor, dead | {observer.me} if anew else dead, result)
     supervisor.alive = others - dead
     if result:
         log.info("recovered", nodes=len(dead), **{name: getattr(result, name) for name in result.__slots__})
@@ -100,7 +100,8 @@ def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, fo
     history = queue.history(name)
     budget = budget_of(supervisor.config, pool.settings, held.fields.max_attempts)
     died = worker.doom is None
-    cause = Cause.LOST if death.wanted else death.cause
+    blameless = death.wanted or death.file not in ("", name.file)
+    cause = Cause.LOST if blameless else death.cause
     verdict = decide(cause, name, past_causes(history), budget, random.random(), died=died)
     error = _error(death, cause, verdict.final)
     if verdict.final is None:
@@ -140,5 +141,5 @@ def _take(supervisor: Supervisor, dead: set[str], result: Recovered) -> None:
     # A claim's class is in its file; the bounds on deliveries are the same for all.
     budget = budget_of(supervisor.config, next(iter(supervisor.config.classes.values())))
     take_from_dead(supervisor.undertaker, owners, budget, result, "its supervisor died")
-    for node in dead:
+    for node in dead - {supervisor.observer.me}:
         supervisor.observer.forget(node)
