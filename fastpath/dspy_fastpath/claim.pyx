@@ -256,6 +256,22 @@ cdef Claimed scanned(bytes content, double mtime, int max_depth):
     return result
 
 
+def exists(int dir_fd, bytes name not None):
+    """Return whether a folder has a name, whatever it leads to."""
+    cdef const char *c_name = name
+    cdef stat found
+    cdef int why = 0
+    check_name(name)
+    with nogil:
+        if fstatat(dir_fd, c_name, &found, AT_SYMLINK_NOFOLLOW) != 0:
+            why = errno
+    if why == ENOENT:
+        return False
+    if why != 0:
+        raise trouble(why, name)
+    return True
+
+
 def move(int source_fd, bytes source not None, int target_fd, bytes target not None):
     """Rename a file from one folder to another, over whatever has the target's name.
 

@@ -30,6 +30,7 @@ HIGH_WATER = 20_000  #: tasks of one class that are known at a time; the folder 
 _LOW_WATER = HIGH_WATER // 2
 _WHOLE_S = 30.0  # between two passes to the folder's end for the sake of idle classes, where another one is full
 _MAX_SUSPECTS = 10_000
+_MAX_ROUTES = 1000
 _IGNORED = (".tmp", ".lock")
 
 
@@ -69,6 +70,7 @@ class Intake:
     trouble: str = ""  #: why tasks can't be read
     blind: bool = False  #: no events come
     waiting: int = 0  #: tasks in pending/ at the end of the last whole pass
+    _routes: dict[tuple[str | None, str | None], tuple[str, str]] = field(default_factory=dict)
     _delayed: set[str] = field(default_factory=set)
     _due: list[tuple[float, str]] = field(default_factory=list)  # heap: monotonic seconds, file
     _suspects: dict[str, _Suspect] = field(default_factory=dict)
@@ -174,8 +176,11 @@ class Intake:
 
     def see(self, file: str) -> bool:
         """Look at one name in pending/; False where its class has no room for it now."""
-        if file in self.fed or file in self.held or any(file in backlog for backlog in self.backlogs.values()):
+        if file in self.fed or file in self.held:
             return True
+        for backlog in self.backlogs.values():
+            if file in backlog:
+                return True
         try:
             task = self.queue.look(file)
         except Unusable as unusable:
@@ -224,6 +229,7 @@ class Intake:
     def reconsider(self) -> None:
         """Look again at what could not run: the configuration changed."""
         self.held.clear()
+        self._routes.clear()
         self.rescan()
 
     # -- delayed -----------------------------------------------------------------------------------------------------------
@@ -259,8 +265,8 @@ class Intake:
         if not_before is not None and not_before > time.time():
             self.queue.delay(file, not_before)  # and the event of that brings it here again
             return True
-        klass = task.workload.value
-        if reason := self.why_held(task):
+        klass, reason = self._route(task)
+        if reason:
             if len(self.held) < HIGH_WATER:
                 self.held[file] = (klass, reason)
             return True
@@ -271,6 +277,16 @@ class Intake:
         # A time in the future would be a head start for ever; a clock that was set back must not stop a task.
         backlog.add(file, min(task.submitted_at, time.time()), task.fields.priority)
         return True
+
+    def _route(self, task: Claim) -> tuple[str, str]:
+        """Return the class of a task and why it can't run here; decided once for all tasks of its kind and class."""
+        key = (task.fields.kind, task.fields.task_class)
+        route = self._routes.get(key)
+        if route is None:
+            if len(self._routes) >= _MAX_ROUTES:  # both are text from outside
+                self._routes.clear()
+            route = self._routes[key] = (task.workload.value, self.why_held(task))
+        return route
 
     def _is_full(self) -> bool:
         """Whether enough is known for now: reading on would mostly be reading for nothing."""

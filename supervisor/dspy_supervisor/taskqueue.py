@@ -29,6 +29,7 @@ from typing import Any
 
 import orjson
 from dspy_fastpath.claim import Refused, claim, move, move_new, peek, read, sync, write_new
+from dspy_fastpath.claim import exists as exists_at
 from dspy_fastpath.envelope import EnvelopeError, Fields, scan
 from dspy_fastpath.ids import uuid7
 
@@ -397,7 +398,7 @@ def parse_delayed(file: str) -> tuple[float, TaskName] | None:
 
 def exists(folder: int, file: str) -> bool:
     """Whether a name is in an open folder, whatever it is."""
-    return identity(folder, file) is not None
+    return exists_at(folder, os.fsencode(file))
 
 
 def identity(folder: int, file: str) -> tuple[int, int] | None:

@@ -734,3 +734,18 @@ def test_no_way_out_leaves_a_descriptor_open_or_memory_behind(claims, pending, c
     use(300)
     assert descriptors() == open_descriptors
     assert rss_bytes() - before < MIB
+
+
+def test_a_name_exists_whatever_it_leads_to(claims, pending):
+    assert not claims.exists(pending, b"a1.json")
+    os.symlink("nowhere", "a1.json", dir_fd=pending)
+    assert claims.exists(pending, b"a1.json")
+    with pytest.raises(OSError, match="too long"):
+        claims.exists(pending, b"x" * 256)
+
+
+def test_a_whole_filesystem_is_synced_by_one_call(claims, pending):
+    claims.write_new(pending, b"a1.json", TASK, False)
+    claims.sync_filesystem(pending)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        claims.sync_filesystem(-1)

@@ -48,6 +48,14 @@ def gone(folder: int, name: bytes) -> None:
         raise FileNotFoundError(errno.ENOENT, "the folder to move into was deleted", name)
 
 
+def exists(dir_fd: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def move(source_fd: int, source: bytes, target_fd: int, target: bytes) -> bool:
     check_name(source)
     check_name(target)
