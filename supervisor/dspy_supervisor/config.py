@@ -50,6 +50,7 @@ __all__ = [
     "flat",
     "load",
     "notify_environment",
+    "set_variable",
 ]
 
 TOML_NAME = "dspy-supervisor.toml"
@@ -171,6 +172,11 @@ def notify_environment() -> tuple[str, str]:
     watched = os.environ.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     address, usec = os.environ.pop("NOTIFY_SOCKET", ""), os.environ.pop("WATCHDOG_USEC", "")
     return address, usec if watched else ""
+
+
+def set_variable(name: str, value: str) -> None:
+    """Set a variable of this process, for what it starts."""
+    os.environ[name] = value
 
 
 def check_names(names: Mapping[str, object], where: str) -> None:

@@ -24,6 +24,7 @@ from .config import Config, Loaded, differences, notify_environment
 from .control import Control
 from .errors import ServiceUnavailable, SupervisorError
 from .feeder import Feeder
+from .guard import Guard
 from .intake import Intake
 from .layout import Layout
 from .log import configure, log, reopen
@@ -73,6 +74,7 @@ class Supervisor:
         }
         self.backlogs = {name: Backlog(config.ageing_s) for name in self.pools}
         self.undertaker = Undertaker(self.queue, self.presence)
+        self.guard_process = Guard(self.presence.node)
         self.pause = Pause(self.layout)
         self.compat = self._new_compat()
         self.intake = Intake(
@@ -158,6 +160,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             self.undertaker.close()
         self.compat.close()
+        self.guard_process.close()
         self.page.close()
         self.presence.close()
         self.layout.close()
@@ -420,7 +423,9 @@ class Supervisor:
     def _reap_strays(self) -> None:
         """End what a dead worker's tasks left running: it is our child now, and no worker."""
         try:
-            proctree.reap_orphans({worker.pid for pool in self.pools.values() for worker in pool.workers}, _STRAY_S)
+            self.guard_process.renew()
+            keep = {worker.pid for pool in self.pools.values() for worker in pool.workers}
+            proctree.reap_orphans(keep | {self.guard_process.pid}, _STRAY_S)
         except OSError as error:  # it waits for a disk, or we are out of descriptors: the next death tries again
             log.warning("stray_left", error=str(error))
 

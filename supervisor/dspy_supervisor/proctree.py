@@ -15,6 +15,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
+MARK = "DSPY_TASK_NODE"  #: the variable in which what a task starts carries the node of its supervisor
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _WALL = 0x40000000  # also children that clone(2) made without SIGCHLD
@@ -149,6 +151,37 @@ def reap_orphans(keep: Collection[int], within_s: float = 5.0) -> int:
             with suppress(ChildProcessError):  # SIGCHLD is ignored here: the kernel reaps
                 os.waitpid(pid, os.WNOHANG | _WALL)
             reaped += 1
+
+
+def kill_marked(nodes: Collection[str], within_s: float = 5.0) -> int:
+    """Kill every program that has the mark of one of these nodes in its environment; return how many.
+
+    A program hands its environment on to what it starts, so this finds what changed its parent and its session; what
+    cleared its environment is not found.
+    """
+    marks = {f"{MARK}={node}".encode() for node in nodes}
+    deadline = time.monotonic() + within_s
+    killed = 0
+    while True:
+        found = [process for process in _everything().values() if process.alive and _has_mark(process.pid, marks)]
+        if not found or time.monotonic() > deadline:
+            return killed
+        killed += sum(_send(process, signal.SIGKILL) for process in found)
+        wait_gone([process.pid for process in found], deadline)
+
+
+def _has_mark(pid: int, marks: set[bytes]) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        descriptor = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # gone, or another user's
+        return False
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            return not marks.isdisjoint(file.read().split(b"\0"))
+    except OSError:
+        return False
 
 
 def wait_gone(pids: Iterable[int], deadline: float) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy_fastpath.counters import Counter
 
+from . import proctree
 from .layout import list_folder
 from .log import log
 from .nodes import node_of
@@ -32,6 +33,8 @@ def recover(supervisor: Supervisor, *, anew: bool = False) -> None:
     observer = supervisor.observer
     others = observer.others()
     dead = observer.dead(time.monotonic(), beating=True)
+    if dead:
+        proctree.kill_marked(dead)  # what their tasks started must not run on beside the next attempt
     result = Recovered()
     settle_commits(supervisor.queue, result, alone=others == dead)
     _take(supervisor, dead | {observer.me} if anew else dead, result)
@@ -48,6 +51,7 @@ def take_dead_nodes(supervisor: Supervisor, *, beating: bool) -> None:
         return
     dead = observer.dead(time.monotonic(), beating=beating)
     if dead:
+        proctree.kill_marked(dead)
         result = Recovered()
         supervisor.alive -= dead
         settle_commits(supervisor.queue, result, alone=not supervisor.alive)

@@ -25,9 +25,10 @@ from dspy_fastpath.counters import Counter, Histogram, Page
 from . import proctree
 from .attempt import Outcome, Surroundings, run
 from .channel import LONG_S, MAX_PACKET, MAX_REPORTS, Kind, Report, pack, unpack_names
-from .config import ClassConfig, Config
+from .config import ClassConfig, Config, set_variable
 from .errors import ConfigError
 from .handlers import make
+from .nodes import node_of
 from .parts import Handler, Task
 from .record import Claim, Run, done_record, failed_record
 from .retry import budget_of, decide
@@ -115,6 +116,7 @@ def _enter(post: Post, channel: socket.socket, queue: TaskQueue, parent: int) ->
             with contextlib.suppress(OSError):  # the listing's own descriptor is among them
                 os.close(int(name))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    set_variable(proctree.MARK, node_of(post.owner))
     with contextlib.suppress(ImportError):
         from setproctitle import setproctitle
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -115,9 +116,19 @@ def rig(tmp_path: Path, supervisor: Start) -> Iterator[Rig]:
 
 def workers(supervisor: Supervised) -> list[int]:
     """Return the pids of its workers."""
-    return [
-        child.pid for child in supervisor.children() if (found := look(child.pid)) and found.parent == supervisor.pid
+    children = [
+        child.pid for child in supervisor.children() if (one := look(child.pid)) and one.parent == supervisor.pid
     ]
+    return [pid for pid in children if pid != guard(supervisor)]
+
+
+def guard(supervisor: Supervised) -> int | None:
+    """Return the pid of its guard."""
+    for child in supervisor.children():
+        with contextlib.suppress(OSError):
+            if b": guard" in Path(f"/proc/{child.pid}/cmdline").read_bytes():
+                return child.pid
+    return None
 
 
 def is_alive(pid: int) -> bool:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ..conftest import until
-from .conftest import Rig, events, is_alive, kill_whole, workers
+from .conftest import Rig, events, guard, is_alive, kill_whole, workers
 from .invariants import record, runs
 
 TASKS = 2000
@@ -79,6 +79,33 @@ def test_a_killed_supervisor_takes_workers_and_their_commands_with_it(rig: Rig, 
     until(lambda: not is_alive(pid), "the command dies with its worker", 1.0)
     rig.start(settings={"kinds": "echo,command"}, workers=1)
     until(lambda: rig.claims() == ["slow~1x0.json"], "it runs again, and it was not its own fault")
+
+
+def test_what_a_task_started_in_a_session_of_its_own_goes_too_also_without_the_guard(rig: Rig, tmp_path: Path) -> None:
+    for number in range(2):
+        supervisor = rig.start()
+        mark = tmp_path / f"{number}.pid"
+        rig.drop(f"t{number}", {"do": "daemon", "pid_file": str(mark), "hang": True})
+        pid = int(until(lambda mark=mark: mark.exists() and mark.read_text(), "the grandchild runs"))
+        if number:  # both at once: then it is the next start that ends it
+            stopped = until(lambda supervisor=supervisor: guard(supervisor), "the guard runs")
+            os.kill(stopped, signal.SIGSTOP)
+            supervisor.kill()
+            os.kill(stopped, signal.SIGKILL)
+            assert is_alive(pid)
+            rig.start()
+        else:
+            supervisor.kill()
+        until(lambda pid=pid: not is_alive(pid), "the grandchild is gone", 1.0 if not number else 5.0)
+
+
+def test_a_guard_that_is_killed_is_replaced_and_one_that_is_not_needed_ends(rig: Rig) -> None:
+    supervisor = rig.start(workers=1)
+    first = until(lambda: guard(supervisor), "the guard runs")
+    os.kill(first, signal.SIGKILL)
+    second = until(lambda: (found := guard(supervisor)) != first and found, "another takes its place")
+    assert supervisor.stop() == 0
+    assert not is_alive(second)
 
 
 def test_only_the_task_of_a_killed_worker_is_charged(rig: Rig) -> None:

@@ -84,6 +84,8 @@ def make(
         environ["DSPY_TASK_ID"] = task.id
         environ["DSPY_TASK_ATTEMPT"] = str(task.attempt)
         environ["DSPY_TASK_CLASS"] = task.task_class
+        if node := os.environ.get(proctree.MARK):
+            environ[proctree.MARK] = node
         outputs = (
             _Output(task, "stdout", max_output_bytes, max_result_bytes),
             _Output(task, "stderr", max_output_bytes, 0),
