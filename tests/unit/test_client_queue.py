@@ -30,6 +30,7 @@ from dspy_supervisor.record import Run, done_record
 from dspy_supervisor.task import State
 from dspy_supervisor.taskqueue import won_file
 
+from tests.conftest import until
 from tests.hand import Hand
 
 SOON_S = 20.0  #: far more than anything here takes
@@ -242,7 +243,8 @@ def test_a_result_that_is_there_is_returned_at_once(queue, hand):
 
 @pytest.fixture
 def never_looks(monkeypatch):
-    """Only events can wake: the next look is an hour away."""
+    """Only events can wake: the next look is an hour away, and there is none when the time is up."""
+    monkeypatch.setattr(Queue, "state", lambda *_: pytest.fail("no event came"))
     monkeypatch.setattr(endings, "_LOOK_S", 3600.0)
     monkeypatch.setattr(endings, "_LOOK_SILENT_S", 3600.0)
     monkeypatch.setattr(endings, "_DOUBT_S", 3600.0)
@@ -387,6 +389,8 @@ def test_garbage_in_done_is_no_result(queue, path):
     os.unlink(path / "pending" / f"{task}.json")
     with pytest.raises(TaskNotFound):
         queue.result(task, timeout=SOON_S)
+    (path / "done" / "folder.json").mkdir()
+    assert queue.record("folder") is None
     (path / "done" / "torn.json").write_text('{"id": ')
     assert queue.record("torn") is None
 
@@ -406,6 +410,14 @@ def test_a_wait_for_several_ends_as_it_was_asked_to(queue, hand):
         queue.wait([a, "nobody"])
     with pytest.raises(ValueError, match="ALL_COMPLETED"):
         queue.wait([a], return_when="SOMETIMES")
+
+
+def test_a_success_is_no_exception():
+    wait = endings.Wait(["a", "b"], "FIRST_EXCEPTION")
+    wait.tell("a", endings.Ending.DONE)
+    assert not wait.over
+    wait.tell("b", endings.Ending.FAILED)
+    assert wait.over
 
 
 def test_a_wait_for_very_many_lists_instead_of_asking_for_each(queue, hand, later, asleep, monkeypatch):
@@ -449,36 +461,48 @@ def test_a_thread_whose_time_is_up_leaves_the_others_waiting(queue, hand, later,
     results = []
     waiting = later(lambda: results.append(queue.result(second, timeout=SOON_S)))
     asleep()
-    with pytest.raises(WaitTimeout):
-        queue.result(first, timeout=0.05)
+    assert queue.wait([first], timeout=0.05) == (set(), {first})
     hand.finish(second, 2)
     waiting.join(SOON_S)
     assert results == [2]
 
 
-def test_parent_and_child_listen_for_themselves(queue, hand):
-    a, b = queue.submit(1), queue.submit(2)
-    with pytest.raises(WaitTimeout):
-        queue.result(a, timeout=0)  # the watcher is there before the fork
+def test_a_thread_that_does_not_listen_itself_is_told_at_once(queue, hand, later, asleep, never_looks):
+    first, second = queue.submit(1), queue.submit(2)
+    results = []
+    listening = later(lambda: results.append(queue.result(first)))
+    asleep()
+    told = later(lambda: results.append(queue.result(second)))
+    until(lambda: second in queue._endings._waits, "the second thread waits")
+    hand.finish(second, 2)
+    told.join(SOON_S)
+    hand.finish(first, 1)
+    listening.join(SOON_S)
+    assert results == [2, 1]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # a child of a program with threads is what is meant
+def test_parent_and_child_listen_for_themselves(queue, hand, later, asleep, never_looks):
+    task = queue.submit(1)
+    results = []
+    waiting = later(lambda: results.append(queue.result(task, timeout=SOON_S)))
+    asleep()
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            os.close(read)
-            with pytest.raises(WaitTimeout):
-                queue.result(a, timeout=0.001)
+            assert queue.wait([task], timeout=0.01).not_done
             os.write(write, b"!")
-            os._exit(0 if queue.result(a, timeout=SOON_S) == "for the child" else 1)
+            os._exit(0 if queue.result(task, timeout=SOON_S) == "for both" else 1)
         except BaseException:
             os._exit(2)
     os.close(write)
     assert os.read(read, 1) == b"!"
     os.close(read)
-    hand.finish(a, "for the child")
+    hand.finish(task, "for both")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    hand.finish(b, "for the parent")
-    assert queue.result(a, timeout=SOON_S) == "for the child"
-    assert queue.result(b, timeout=SOON_S) == "for the parent"
+    waiting.join(SOON_S)
+    assert results == ["for both"]
 
 
 # -- the folder ---------------------------------------------------------------------------------------------------------
@@ -638,3 +662,17 @@ def test_only_a_failed_task_is_retried(queue, hand):
         queue.retry(task)
     with pytest.raises(TaskNotFound):
         queue.retry("nobody")
+
+
+def test_a_task_that_is_still_being_put_is_not_missed(queue, monkeypatch):
+    for name in ("_LOOK_S", "_LOOK_SILENT_S", "_COST"):
+        monkeypatch.setattr(endings, name, 0.0)  # every take searches
+    told = endings.Endings(queue.access)
+    wait = endings.Wait(["a1"])
+    told.expect(wait, ["a1"], fresh=True)
+    told.take()
+    assert not wait.over
+    told.placed(["a1"])
+    told.take()
+    assert wait.ended == {"a1": endings.Ending.MISSING}
+    told.close()

@@ -20,7 +20,7 @@ class Access:
         """Open the queue. Raises QueueMissing where there is none and ``create`` is not said, QueueUnsafe."""
         self.path = Path(path).absolute()
         self._create, self._insecure = create, insecure
-        self._pending = str(self.path / "pending")
+        self._paths = str(self.path), str(self.path / "pending")
         self._left: list[Layout] = []
         self._opening = threading.Lock()
         self._open()
@@ -34,7 +34,7 @@ class Access:
     def now(self) -> Layout:
         """Return the queue that is at the path now. Raises QueueMissing where none is."""
         try:
-            status, below = os.stat(self.path), os.stat(self._pending)
+            status, below = map(os.stat, self._paths)
             if (status.st_dev, status.st_ino, below.st_dev, below.st_ino) == self._identity:
                 return self.layout
         except (FileNotFoundError, NotADirectoryError):

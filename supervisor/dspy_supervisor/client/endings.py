@@ -161,7 +161,10 @@ class Endings:
             doubted = [task_id for task_id in self._doubted if task_id in self._waits]
             self._doubted.clear()
             self._doubt_at = math.inf
-            self._search(doubted)
+            if self._access.layout.is_current():
+                self._search(doubted)
+            else:
+                self._look_again(lost=True)
 
     def close(self) -> None:
         """Give the watcher back."""

@@ -262,8 +262,8 @@ class Queue:
     def _wait(self, wait: Wait, timeout_s: float | None) -> None:
         """Return when a wait is over, or after timeout_s."""
         if os.getpid() != self._pid:
-            # In a forked child: the watcher is the parent's, whose events would be taken from it.
-            self._endings.close()
+            # In a forked child: the watcher is the parent's, whose events would be taken from it. It is dropped and not
+            # closed, since for all that it knows a thread, which is not here any more, is using it.
             self._begin()
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
         self.access.now()
