@@ -60,12 +60,11 @@ def measure(folder: Path, options: argparse.Namespace) -> script.Facts:
         cpu = {pid: used_ns(pid) - before[pid][0] for pid in pids}
         woken = {pid: wakes(pid) - before[pid][1] for pid in pids}
         memory = {pid: fields(Path(f"/proc/{pid}/smaps_rollup")) for pid in pids}
-        workers = pids[1:]
-        private = [memory[pid]["Private_Clean"] + memory[pid]["Private_Dirty"] for pid in workers]
+        private = [memory[pid]["Private_Clean"] + memory[pid]["Private_Dirty"] for pid in ours.workers]
         return {
             "cpu_percent": sum(cpu.values()) / 1e9 / elapsed * 100,
             "supervisor_wakes_per_s": woken[ours.pid] / elapsed,
-            "workers_wakes_per_s": sum(woken[pid] for pid in workers) / elapsed,
+            "children_wakes_per_s": sum(woken[pid] for pid in pids[1:]) / elapsed,
             "processes": len(pids),
             "supervisor_pss_mb": memory[ours.pid]["Pss"] / 1024,
             "supervisor_rss_mb": memory[ours.pid]["Rss"] / 1024,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from dspy_fastpath.counters import Counter, Page
+from dspy_fastpath.counters import Counter, Page, SlotState
 from dspy_supervisor import Queue
 from dspy_supervisor.layout import Layout
 
@@ -75,6 +75,12 @@ class Ours(Player):
         if self.children and self.children[0].poll() is not None:
             raise RuntimeError(f"the supervisor ended: {self.said}")
         return self.page.counter(self.page.classes.index(CLASS), Counter.DONE)
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of the workers."""
+        slots = map(self.page.slot, range(self.page.slots))
+        return [slot.pid for slot in slots if slot.state != SlotState.EMPTY]
 
     @property
     def said(self) -> str:

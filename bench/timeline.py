@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import script
-from bench.idle import tree
 from bench.ours import Ours
 
 INTERVAL_S = 0.003
@@ -99,7 +98,7 @@ def measure(folder: Path, options: argparse.Namespace) -> script.Facts:
         ours.start(1)
         for _ in range(50):
             ours.call()
-        processes = dict(zip([*tree(ours.pid), os.getpid()], ["supervisor", "worker", "producer"], strict=True))
+        processes = {ours.pid: "supervisor", ours.workers[0]: "worker", os.getpid(): "producer"}
         pids = ",".join(map(str, processes))
         tracepoints = "raw_syscalls:sys_enter,raw_syscalls:sys_exit"
         with subprocess.Popen(["perf", "record", "-q", "-e", tracepoints, "-p", pids, "-o", recorded]) as perf:
