@@ -99,7 +99,8 @@ def _forget_attempts(layout: Layout, task_id: str) -> None:
 
 def _payload(value: Any) -> bytes:
     document = orjson.dumps(value)  # first: it refuses what contains itself
-    _refuse_not_finite(value)
+    if b"null" in document:  # which is what it writes for NaN, too
+        _refuse_not_finite(value)
     return document
 
 
@@ -254,10 +255,9 @@ class Producer:
         layout = self.layout
         for tries_left in reversed(range(3)):
             try:
+                moved = move_new(layout.pending, temporary.encode(), folder, target.encode())
                 # Gone: over a network that is the answer to a move whose first answer was lost, and the source is ours alone.
-                return (
-                    move_new(layout.pending, temporary.encode(), folder, target.encode()) or layout.filesystem.network
-                )
+                return moved or layout.filesystem.network
             except OSError as error:
                 if error.errno in UNKNOWN and not exists(layout.pending, temporary):
                     return True

@@ -251,9 +251,8 @@ class TaskQueue:
             write_new(layout.results, result, record, layout.syncs)
         except FileExistsError:
             if exists(target, won_file(held.name)) and not exists(owner_folder, held.file):
-                return self._conclude(
-                    held.name, target, owner_folder
-                )  # committed by a try of ours that met an error then
+                # Committed by a try of ours that met an error then.
+                return self._conclude(held.name, target, owner_folder)
             if self._is_shared(held, owner_folder):
                 self.quarantine(owner_folder, held.file, "a task of this id ran at the same time; an id is used once")
                 self.fenced += 1
@@ -293,9 +292,8 @@ class TaskQueue:
         layout, record = self.layout, f"{name.id}.json"
         if not exists(layout.failed if target == layout.done else layout.done, record):
             with contextlib.suppress(FileExistsError):
-                if move_new(layout.results, name.result_file.encode(), target, record.encode()) or exists(
-                    target, record
-                ):
+                moved = move_new(layout.results, name.result_file.encode(), target, record.encode())
+                if moved or exists(target, record):
                     return True
                 raise FileNotFoundError(errno.ENOENT, "the record of a committed attempt is gone", name.result_file)
         with contextlib.suppress(FileNotFoundError):
@@ -341,9 +339,8 @@ class TaskQueue:
         there = identity(target_folder, target)
         if there is not None:
             ours = identity(source_folder, source)
-            if (
-                ours == there
-            ):  # two names of one file, as a power cut can leave them: a rename between them does nothing
+            if ours == there:
+                # Two names of one file, as a power cut can leave them: a rename between them does nothing.
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(source, dir_fd=source_folder)
                 return True

@@ -137,7 +137,8 @@ def test_never_by_fewer_than_ten_missed_beats(rig, locks):
 def test_only_time_in_which_we_beat_ourselves_counts(rig, observer):
     beat(rig)
     assert watch(observer, 1000, beating=lambda _: False) is None
-    took = watch(observer, 1000, start=2000.0, beating=lambda now: (now // 20) % 2)
+    assert watch(observer, 1000, start=2000.0, beating=lambda now: now // 2 % 2) is None  # no two beats in a row
+    took = watch(observer, 1000, start=4000.0, beating=lambda now: now // 20 % 2)
     assert took is None or took > 300
 
 

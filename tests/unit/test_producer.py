@@ -260,6 +260,27 @@ def test_a_task_that_runs_while_it_is_put_is_no_duplicate_of_itself(rig, monkeyp
     check(rig.path, ["a1"], drained=True)
 
 
+@pytest.mark.parametrize("end", ["claim", "finish", "retry"])
+def test_a_task_that_moves_on_before_it_is_read_is_still_the_same(rig, monkeypatch, end):
+    document = rig.put("a1", 1)
+    real, reads = module.read_content, []
+
+    def read(layout, found):
+        reads.append(found)
+        if len(reads) == 1:
+            held = rig.claim("a1.json")
+            if end == "finish":
+                rig.finish(held)
+            elif end == "retry":
+                rig.queue.retry(held.file, rig.owner(), DUE)
+        return real(layout, found)
+
+    monkeypatch.setattr(module, "read_content", read)
+    rig.producer.put("a1", document)
+    assert len(reads) == 2
+    check(rig.path, ["a1"])
+
+
 def test_of_many_producers_of_one_id_one_is_accepted(rig):
     for round_number in range(10):
         name, gate, outcomes = f"t{round_number}", threading.Barrier(4), []
@@ -459,6 +480,26 @@ def test_a_lost_reply_to_a_put_is_settled_by_the_source(durable, monkeypatch, er
     durable.put("a1")
     durable.producer.put_many(documents(3))
     check(durable.path, ["a1", "t0", "t1", "t2"])
+
+
+@pytest.mark.parametrize("network", [False, True])
+@pytest.mark.parametrize("done", [False, True])
+def test_an_error_that_stays_is_believed_only_where_the_source_stayed_too(durable, monkeypatch, network, done):
+    durable.layout.filesystem = durable.layout.filesystem._replace(network=network)
+    real = module.move_new
+
+    def failing(*given):
+        if done:
+            real(*given)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module, "move_new", failing)
+    if done:
+        durable.put("a1")
+    else:
+        with pytest.raises(OSError, match="Input/output"):
+            durable.put("a1")
+    assert durable.names("pending") == ["a1.json"] * done
 
 
 def test_a_temporary_file_that_somebody_removed_is_not_taken_for_accepted(rig, monkeypatch):
