@@ -28,6 +28,7 @@ class Feeder:
         self._see, self._show = see, show
         self.total_limit = 0  #: tasks at once over all classes; 0: none
         self._shares = Shares(dict.fromkeys(pools, 1.0))
+        self.serving = False  #: whether anything is started at all
         self._ticking = False
 
     def configure(self, total_limit: int, weights: Mapping[str, float]) -> None:
@@ -39,6 +40,16 @@ class Feeder:
     def inflight(self) -> int:
         """Tasks that run, over all classes."""
         return sum(pool.inflight for pool in self._pools.values())
+
+    def offer(self, name: str, file: str) -> bool:
+        """Hand a task that just arrived straight to an idle worker; False where it has to wait like the others.
+
+        Only where nothing waits before it, so no order is broken: the backlog would give it back at once.
+        """
+        if not self.serving or self.total_limit or not self._pools[name].offer(file):
+            return False
+        self._begin_ticking()
+        return True
 
     def pump(self) -> None:
         """Feed whoever can take something."""
@@ -70,7 +81,11 @@ class Feeder:
             worker.ending = True  # it is dead, and its end is about to be noticed
             for file in files:
                 self._see(file)
-        elif not self._ticking:
+        else:
+            self._begin_ticking()
+
+    def _begin_ticking(self) -> None:
+        if not self._ticking:
             self._ticking = True
             self._reactor.call_later(_TICK_S, self._tick)
 

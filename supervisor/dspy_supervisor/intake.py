@@ -62,6 +62,7 @@ class Intake:
     page: Page
     backlogs: Mapping[str, Backlog]
     why_held: Callable[[Claim], str]  #: why a task can't run here, or ""
+    offer: Callable[[str, str], bool]  #: hands a task of a class to an idle worker, where there is one
     fed: Set[str]  #: names that workers were handed
     has_idle: Callable[[], bool]  #: whether a class that could run knows of no task
     partial_grace_s: float
@@ -274,6 +275,8 @@ class Intake:
         if len(backlog) >= HIGH_WATER and task.fields.priority <= 0:
             self._rescan = True
             return False
+        if not backlog and self.offer(klass, file):
+            return True
         # A time in the future would be a head start for ever; a clock that was set back must not stop a task.
         backlog.add(file, min(task.submitted_at, time.time()), task.fields.priority)
         return True

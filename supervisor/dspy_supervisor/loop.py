@@ -77,10 +77,17 @@ class Supervisor:
         self.guard_process = Guard(self.presence.node)
         self.pause = Pause(self.layout)
         self.compat = self._new_compat()
+        self.feeder = Feeder(self.reactor, self.pools, self.backlogs, see=self._see, show=self.show)
         self.intake = Intake(
-            self.queue, self.page, self.backlogs, self.why_held, self.fed, self.has_idle, config.partial_grace_s
+            self.queue,
+            self.page,
+            self.backlogs,
+            self.why_held,
+            self.feeder.offer,
+            self.fed,
+            self.has_idle,
+            config.partial_grace_s,
         )
-        self.feeder = Feeder(self.reactor, self.pools, self.backlogs, see=self.intake.see, show=self.show)
         self.observer = self._new_observer()
         self.sweeper = Sweeper(self)
         self.notifier = Notifier(*notify_environment())
@@ -169,6 +176,7 @@ class Supervisor:
     def _turn(self) -> None:
         """One turn of the loop: feed, wait, look further into the folder."""
         serving = not (self.stopping or self.sweeper.missing or self.sweeper.is_silent)
+        self.feeder.serving = serving
         if serving:
             self.guard(self.intake.promote_due)
             self.feeder.pump()
@@ -216,6 +224,9 @@ class Supervisor:
         return any(
             pool.limit and not (self.backlogs[name] or pool.paused or pool.failed) for name, pool in self.pools.items()
         )
+
+    def _see(self, file: str) -> None:
+        self.intake.see(file)
 
     def why_held(self, task: Claim) -> str:
         """Return why a task can't run under this configuration, or nothing."""

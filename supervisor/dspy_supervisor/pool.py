@@ -151,6 +151,18 @@ class Pool:
             return low, prefetch - len(low.fed)
         return None
 
+    def offer(self, file: str) -> bool:
+        """Hand one name to an idle worker; False where there is none, or the limit is reached."""
+        if self.paused or self.trouble or self.failed or self._draining:
+            return False
+        idle, busy = None, 0
+        for worker in self.workers:
+            if worker.fed:
+                busy += 1
+            elif worker.ready and not (worker.ending or worker.deaf or worker.doom):
+                idle = idle or worker
+        return idle is not None and busy < self.limit and self.feed(idle, (file,))
+
     def _prefetch(self, backlog: int) -> int:
         """Return how many names a worker may hold: one, unless tasks are so short that it would wait for us between them."""
         if self.mean_run_s >= SHORT_S or backlog <= 2 * len(self.workers):

@@ -179,7 +179,14 @@ def test_a_full_class_hides_no_other_class_for_long(tmp_path: Path, monkeypatch:
         Producer(layout).put_many(tasks)
         backlogs = {name: Backlog(30.0) for name in names}
         known = intake.Intake(
-            TaskQueue(layout), page, backlogs, lambda _: "", set(), lambda: not backlogs["cpu_long"], 10.0
+            TaskQueue(layout),
+            page,
+            backlogs,
+            why_held=lambda _: "",
+            offer=lambda *_: False,
+            fed=set(),
+            has_idle=lambda: not backlogs["cpu_long"],
+            partial_grace_s=10.0,
         )
 
         def found() -> bool:
