@@ -296,14 +296,21 @@ def test_a_wait_looks_when_events_were_lost(queue, hand, later, asleep, never_lo
     assert queue.result(task, timeout=SOON_S) == "found"
 
 
-def test_a_wait_looks_where_the_user_has_no_watcher_left(queue, hand, later, asleep, monkeypatch):
+def test_a_wait_looks_where_the_user_has_no_watcher_left_and_listens_when_it_has(
+    queue, hand, later, asleep, monkeypatch
+):
     def none_left():
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(endings, "Watcher", none_left)
-    task = queue.submit(1)
-    later(lambda: (asleep(), hand.finish(task, "found")))
-    assert queue.result(task, timeout=SOON_S) == "found"
+    first, second = queue.submit(1), queue.submit(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(endings, "Watcher", none_left)
+        later(lambda: (asleep(), hand.finish(first, "found")))
+        assert queue.result(first, timeout=SOON_S) == "found"
+        assert queue._endings.fileno() is None
+    monkeypatch.setattr(endings, "_LOOK_BLIND_S", 3600.0)
+    later(lambda: (asleep(), hand.finish(second, "heard")))
+    assert queue.result(second, timeout=SOON_S) == "heard"
 
 
 def test_a_wait_lists_anew_on_a_filesystem_that_tells_nothing(queue, hand, later, asleep, monkeypatch):

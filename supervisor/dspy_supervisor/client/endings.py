@@ -26,7 +26,7 @@ from ..taskqueue import exists
 from .access import Access
 
 _LOOK_S, _LOOK_SILENT_S = 5.0, 1.0  # between two looks, where events are told and where they are not
-_LOOK_BLIND_S = 0.05  # where this process gets no watcher: its user has too many
+_LOOK_BLIND_S = 0.02  # where this process gets no watcher: its user has too many
 _DOUBT_S = 0.05  # after the begin of a wait: is the task there at all?
 _GONE_S = 6.0  # a folder that is made again is made again by a supervisor's next sweep
 _FEW = 64  # tasks that are looked for by name; for more a listing is cheaper
@@ -201,7 +201,8 @@ class Endings:
         except FileNotFoundError:
             self._look_at = 0.0  # gone this moment: the next look sees to it
         except OSError:
-            self._folders = {}  # this user has too many watchers or watches: looking finds everything, too
+            # This user has too many watchers or watches. Looking finds everything, too; each look tries again to watch.
+            self._folders, self._layout = {}, None
 
     def _look_again(self, lost: bool) -> None:
         """Look at everything that is waited for, in the folder that is there now."""

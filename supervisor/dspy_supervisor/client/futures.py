@@ -129,10 +129,10 @@ class Listener:
     def _run(self) -> None:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
-        if (watcher := self._endings.fileno()) is not None:
-            poll.register(watcher, select.POLLIN)
         while True:
             with self._lock:
+                if (watcher := self._endings.fileno()) is not None:
+                    poll.register(watcher, select.POLLIN)  # again and again: it may come late
                 if self._finishing and not self._futures:
                     self._close()
                     return
