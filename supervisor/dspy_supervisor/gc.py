@@ -10,14 +10,14 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Collection
+from array import array
+from bisect import bisect_left
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from dspy_fastpath.claim import write_new
-from dspy_fastpath.ids import uuid7
-
-from .layout import Layout, list_folder
-from .recovery import clear_old
+from .layout import Layout, walk_folder
+from .recovery import clear_old, clock_of
+from .taskqueue import parse_won
 
 STATES = ("done", "failed", "quarantine")
 
@@ -43,51 +43,60 @@ def forget(
 ) -> Forgotten:
     """Forget what is older, or is beyond the count; of the two, either is enough."""
     result = Forgotten()
+    before = clock_of(layout.nodes) - older_than_s if older_than_s is not None else float("-inf")
     for state in states:
         folder: int = getattr(layout, state)
-        for name in _chosen(folder, older_than_s, keep):
-            task_id = name.removesuffix(".json")
+        for name in _chosen(folder, before, keep):
+            # Output first: killed in between, the next gc finds the record, and nothing is left for ever.
+            if state != "quarantine":
+                result.outputs += _forget_output(layout, name.removesuffix(".json"), dry_run)
             if not dry_run:
                 try:
                     os.unlink(name, dir_fd=folder)
-                except FileNotFoundError:
-                    continue  # somebody else's gc, or a retry
+                except (FileNotFoundError, IsADirectoryError):
+                    continue  # somebody else's gc, or a retry; a folder is a stranger's
                 if state == "quarantine":
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(f"{name}.reason", dir_fd=folder)
             setattr(result, state, getattr(result, state) + 1)
-            if state != "quarantine":
-                result.outputs += _forget_output(layout, task_id, dry_run)
     if not dry_run:
         result.temporary = clear_old(layout)
     return result
 
 
-def _chosen(folder: int, older_than_s: float | None, keep: int | None) -> list[str]:
-    """Return the names of the records to forget, the oldest first."""
-    found: list[tuple[float, str]] = []
-    for name in list_folder(folder):
+def _chosen(folder: int, before: float, keep: int | None) -> Iterator[str]:
+    """Yield the names of the records to forget: written before ``before`` (epoch seconds), or beyond the newest ``keep``.
+
+    Two walks through the folder, and of a million records eight bytes each: their names are never in memory at once.
+    """
+    beyond, ties = float("-inf"), 0  # of those written at ``beyond`` exactly, only so many go
+    if keep is not None:
+        times = array("d", (written for _, written in _ended(folder)))
+        too_many = len(times) - keep
+        if too_many > 0:
+            times = array("d", sorted(times))
+            beyond = times[too_many - 1]
+            ties = too_many - bisect_left(times, beyond)
+    # A commit that is still there vouches for its record: without it the task would be taken for one to run again.
+    committed = {won.id for won in map(parse_won, walk_folder(folder)) if won is not None}
+    for name, written in _ended(folder):
+        if name.removesuffix(".json") in committed:
+            continue
+        if written == beyond and ties > 0:
+            ties -= 1
+            yield name
+        elif written < before or written < beyond:
+            yield name
+
+
+def _ended(folder: int) -> Iterator[tuple[str, float]]:
+    """Yield name and time of writing (epoch seconds) of each record."""
+    for name in walk_folder(folder):
         if not name.startswith(".") and name.endswith(".json"):
             with contextlib.suppress(FileNotFoundError):
                 status = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 if not stat.S_ISDIR(status.st_mode):
-                    found.append((status.st_mtime, name))
-    found.sort()
-    beyond = len(found) - keep if keep is not None else 0
-    old = 0
-    if older_than_s is not None:
-        limit = _now(folder) - older_than_s
-        old = sum(written < limit for written, _ in found)
-    return [name for _, name in found[: max(0, beyond, old)]]
-
-
-def _now(folder: int) -> float:
-    probe = f".{uuid7()}.tmp"
-    write_new(folder, probe.encode(), b"", False)
-    try:
-        return os.stat(probe, dir_fd=folder, follow_symlinks=False).st_mtime
-    finally:
-        os.unlink(probe, dir_fd=folder)
+                    yield name, status.st_mtime
 
 
 def _forget_output(layout: Layout, task_id: str, dry_run: bool) -> bool:

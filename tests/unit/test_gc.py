@@ -1,11 +1,17 @@
 """Forgetting: by age and by count, with the output, and nothing that waits or runs."""
 
+import contextlib
 import os
 import time
+import tracemalloc
 
 import pytest
 from dspy_supervisor.gc import forget
 from dspy_supervisor.layout import Layout
+from dspy_supervisor.recovery import Recovered, settle_commits
+from dspy_supervisor.taskqueue import TaskQueue
+
+from tests.queues import Steps
 
 
 @pytest.fixture
@@ -78,3 +84,52 @@ def test_a_refused_file_goes_with_its_reason(queue):
     (queue.path / "quarantine/x.1.json.reason").write_text("{}")
     assert forget(queue, ["quarantine"], older_than_s=10).quarantine == 1
     assert names(queue, "quarantine") == []
+
+
+def test_a_record_whose_commit_is_still_there_stays(queue):
+    """Its worker died before it removed the commit: without the record, recovery would let the task run again."""
+    end(queue, "done", "a1", 100)
+    (queue.path / "done/.a1.json.won").write_text("{}")
+    assert forget(queue, ["done"], older_than_s=1, keep=0).done == 0
+    settle_commits(TaskQueue(queue), Recovered(), alone=True)
+    assert forget(queue, ["done"], older_than_s=1).done == 1
+    assert names(queue, "pending") == names(queue, "done") == []
+
+
+@pytest.mark.parametrize("keep", [0, 1, 5, 9, 10, 11])
+def test_of_records_of_one_moment_exactly_so_many_are_kept(queue, keep):
+    for number in range(10):
+        end(queue, "done", f"t{number}")
+        os.utime(queue.path / f"done/t{number}.json", (5.0, 5.0 if number < 7 else 6.0))
+    assert forget(queue, ["done"], keep=keep, dry_run=True).done == max(0, 10 - keep)
+    assert forget(queue, ["done"], keep=keep).done == max(0, 10 - keep)
+    left = names(queue, "done")
+    assert len(left) == min(10, keep)
+    assert set(left) >= {"t7.json", "t8.json", "t9.json"} or len(left) < 3
+
+
+def test_one_that_is_killed_leaves_no_output_without_its_record(queue):
+    for at in range(6):
+        end(queue, "done", "a1", 100)
+        (queue.path / "logs/a1").mkdir(exist_ok=True)
+        (queue.path / "logs/a1/out").touch()
+        with contextlib.suppress(BaseException), Steps(at):
+            forget(queue, ["done"], older_than_s=1)
+        assert names(queue, "done") == ["a1.json"] or names(queue, "logs") == []
+
+
+def test_a_strangers_folder_is_left_alone(queue):
+    (queue.path / "done/folder.json").mkdir()
+    assert forget(queue, ["done"], keep=0).done == 0
+
+
+@pytest.mark.slow
+def test_of_many_records_only_a_little_is_in_memory(queue):
+    for number in range(30_000):
+        os.close(os.open(f"{'x' * 60}{number}.json", os.O_CREAT | os.O_WRONLY, dir_fd=queue.done))
+    tracemalloc.start()
+    try:
+        assert forget(queue, ["done"], keep=10).done == 29_990
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()

@@ -351,7 +351,21 @@ def test_two_puts_of_one_task_with_different_times_do_not_both_give_way(rig, mon
 # -- bounds -----------------------------------------------------------------------------------------------------------------
 
 
-def test_13_the_bound_in_tasks_is_exact_and_opens_again(tmp_path):
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock by which counting takes no time and a second passes between any two puts."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    real = module.Depth.admit
+
+    def admit(*given):
+        now[0] += 1.0
+        return real(*given)
+
+    monkeypatch.setattr(module.Depth, "admit", admit)
+
+
+def test_13_the_bound_in_tasks_is_exact_and_opens_again(tmp_path, ticking):
     """Defect 13: the depth drifted. It is counted from the folders, delayed tasks among them."""
     rig = Rig(tmp_path / "queue", bounds=(5, 0))
     for number in range(4):
@@ -370,7 +384,7 @@ def test_13_the_bound_in_tasks_is_exact_and_opens_again(tmp_path):
     rig.close()
 
 
-def test_the_bound_in_bytes_counts_what_waits(tmp_path):
+def test_the_bound_in_bytes_counts_what_waits(tmp_path, ticking):
     rig = Rig(tmp_path / "queue", bounds=(0, 1000))
     rig.put("a1", "x" * 700)
     with pytest.raises(QueueFull, match="bytes"):

@@ -116,17 +116,11 @@ def test_12_an_id_that_has_a_record_is_refused_and_the_record_stays(rig, end):
 
 def test_a_record_that_cannot_be_looked_for_is_not_absent(rig, monkeypatch):
     rig.put("a1")
-    stat = os.stat
-
-    def failing(path, *, dir_fd=None, **more):
-        if dir_fd == rig.layout.done:
-            raise OSError(errno.EIO, "Input/output error")
-        return stat(path, dir_fd=dir_fd, **more)
-
     folder = rig.owner()
-    monkeypatch.setattr(os, "stat", failing)
-    with pytest.raises(OSError, match="Input/output"):
-        rig.queue.claim("a1.json", folder)
+    with open(rig.path / "queue.json") as no_folder:
+        monkeypatch.setattr(rig.layout, "done", no_folder.fileno())
+        with pytest.raises(NotADirectoryError):
+            rig.queue.claim("a1.json", folder)
     monkeypatch.undo()
     check(rig.path, ["a1"])
 
