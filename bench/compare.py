@@ -54,7 +54,7 @@ class Sizes(NamedTuple):
 
 QUICK = Sizes(rounds=2, calls=120, seconds=1.5, backlog=4000, puts=4000, share=0.3)
 NORMAL = Sizes(rounds=5, calls=250, seconds=3.0, backlog=10_000, puts=10_000, share=0.5)
-FULL = Sizes(rounds=7, calls=500, seconds=5.0, backlog=20_000, puts=10_000, share=1.0)
+FULL = Sizes(rounds=5, calls=300, seconds=3.0, backlog=20_000, puts=10_000, share=1.0)
 
 
 def plan(full: bool, only: Sequence[str]) -> list[Measurement]:
@@ -287,6 +287,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--disk", type=Path, default=ROOT / "build" / "bench", help="a folder on a real disk")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every `finally` that ends a server
     floor.build()
     sizes = FULL if options.full else QUICK if options.quick else NORMAL
     sizes = sizes._replace(rounds=options.rounds or sizes.rounds)

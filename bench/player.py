@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,8 @@ from typing import NamedTuple, Self
 ROOT = Path(__file__).parents[1]
 PAYLOAD = "x" * 200
 TIMEOUT_S = 60.0
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
 
 
 class Call(NamedTuple):
@@ -60,13 +64,14 @@ class Player(ABC):
         self.stop()
 
     def run(self, *command: str | Path, env: Mapping[str, str] | None = None) -> None:
-        """Start a program with its output in the measurement's folder; it is in this process's group."""
+        """Start a program with its output in the measurement's folder; it ends with this process at the latest."""
         with (self.folder / "output.log").open("ab") as log:
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                preexec_fn=die_with_parent,  # noqa: PLW1509  # before any thread of a library starts
                 env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
             )
         self.children.append(child)
@@ -75,6 +80,11 @@ class Player(ABC):
     def script(name: str) -> Path:
         """Return a program of the rivals' environment."""
         return Path(sys.executable).with_name(name)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is gone, however that ended."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 import orjson
 import pytest
-from dspy_fastpath import claim, counters, envelope, ids, inotify
+from dspy_fastpath import claim, counters, envelope, ids, inotify, process
 
 from tests.reference import claim as plain_claim
 from tests.reference import counters as plain_counters
 from tests.reference import envelope as plain_envelope
 from tests.reference import ids as plain_ids
 from tests.reference import inotify as plain_inotify
+from tests.reference import process as plain_process
 
 MAX_BYTES = 64 << 20
 BOTH = ["compiled", "plain"]
@@ -130,3 +132,30 @@ def test_observe(benchmark: Any, module: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [ids.uuid7, plain_ids.uuid7], ids=BOTH)
 def test_uuid7(benchmark: Any, make: Callable[[], str]) -> None:
     benchmark(make)
+
+
+def run_by(spawn: Callable[..., int]) -> Callable[[int], object]:
+    """Return what starts /bin/true with three descriptors on null, and waits for it."""
+    return lambda null: os.waitpid(spawn([b"/bin/true"], [], None, null, null, null), 0)
+
+
+def posix_spawn(null: int) -> object:
+    actions = [(os.POSIX_SPAWN_DUP2, null, number) for number in range(3)]
+    return os.waitpid(os.posix_spawn("/bin/true", ["/bin/true"], {}, file_actions=actions, setsid=True), 0)
+
+
+def subprocess_run(null: int) -> object:
+    three = {"stdin": null, "stdout": null, "stderr": null}
+    return subprocess.run(["/bin/true"], env={}, start_new_session=True, check=True, **three)
+
+
+@pytest.mark.benchmark(group="run /bin/true")
+@pytest.mark.parametrize(
+    "run",
+    [run_by(process.spawn), run_by(plain_process.spawn), posix_spawn, subprocess_run],
+    ids=[*BOTH, "os.posix_spawn", "subprocess.run"],
+)
+def test_run_true(benchmark: Any, run: Callable[[int], object]) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    benchmark.pedantic(run, (null,), rounds=300, warmup_rounds=10)
+    os.close(null)
