@@ -261,7 +261,8 @@ def exists(int dir_fd, bytes name not None):
     cdef const char *c_name = name
     cdef stat found
     cdef int why = 0
-    check_name(name)
+    if memchr(c_name, b"/", len(name)) != NULL or memchr(c_name, 0, len(name)) != NULL:
+        return False  # no name that a folder can have: nothing outside it is looked at
     with nogil:
         if fstatat(dir_fd, c_name, &found, AT_SYMLINK_NOFOLLOW) != 0:
             why = errno

@@ -740,6 +740,8 @@ def test_a_name_exists_whatever_it_leads_to(claims, pending):
     assert not claims.exists(pending, b"a1.json")
     os.symlink("nowhere", "a1.json", dir_fd=pending)
     assert claims.exists(pending, b"a1.json")
+    assert not claims.exists(pending, b"../pending")
+    assert not claims.exists(pending, b"a1.json\0")
     with pytest.raises(OSError, match="too long"):
         claims.exists(pending, b"x" * 256)
 

@@ -49,6 +49,8 @@ def gone(folder: int, name: bytes) -> None:
 
 
 def exists(dir_fd: int, name: bytes) -> bool:
+    if b"/" in name or b"\0" in name:
+        return False
     try:
         os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
