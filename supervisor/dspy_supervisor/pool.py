@@ -34,6 +34,7 @@ from .worker import Post, live
 _STACKS_S = 0.2  # what a stuck worker gets to write its stacks
 _FORK_AGAIN_S = 5.0  # a host that is out of processes, memory or descriptors is given time
 _DEATH_S = 5.0  # SIGKILL takes effect at once, but for a process that waits for a disk
+_PAUSE_S = 1.0  # between two looks at deadlines, several times what is meant
 _HEALTHY_S = 30.0  # a worker that lived so long did not die of its start
 
 
@@ -99,7 +100,7 @@ class Worker:
     ready: bool = False
     deaf: bool = False  #: its end of the channel is closed
     ending: bool = False  #: told to end when it has nothing in hand
-    heard: float = 0.0  #: monotonic seconds, when it last said something
+    silent_s: float = 0.0  #: how long it has had names, begun none of them and said nothing
     tasks: int = 0
     doom: Doom | None = None  #: why it is being killed
     oom_kills: int = 0  #: of this host, when it started
@@ -116,6 +117,7 @@ class Pool:
         self.trouble: str = ""  #: why nothing is fed at the moment
         self.paused = self.suspended = False
         self.mean_run_s = 1.0  #: of the tasks of late
+        self._looked_at = 0.0  # monotonic seconds, when deadlines were checked
         self._failures = 0  # deaths at start, in a row
         self._spawn_at = 0.0  # monotonic seconds
         self.renew = False  #: the configuration changed: workers that know the old one are replaced
@@ -267,6 +269,10 @@ class Pool:
 
     def check_deadlines(self, now: float) -> None:
         """End the workers whose task is out of time, and those that don't take what they were fed."""
+        # A pause of our own, as a frozen host makes it, proves nothing about the worker.
+        elapsed_s = now - self._looked_at
+        elapsed_s = elapsed_s if elapsed_s < _PAUSE_S else 0.0
+        self._looked_at = now
         for worker in self.workers:
             if not worker.fed or worker.doom is not None:
                 continue
@@ -274,7 +280,8 @@ class Pool:
             if slot.deadline_ns and now * 1e9 > slot.deadline_ns:
                 ran = now - slot.start_ns / 1e9
                 self.doom(worker, Cause.TIMEOUT, f"out of time after {ran:.1f} s", slot.name.decode())
-            elif not slot.start_ns and now - max(worker.heard, *worker.fed.values()) > self._patience_s:
+            worker.silent_s = 0.0 if slot.start_ns else worker.silent_s + elapsed_s
+            if worker.silent_s > self._patience_s:
                 self.doom(worker, Cause.LOST, f"it took up no task within {self._patience_s:g} s")
 
     @property
@@ -289,7 +296,7 @@ class Pool:
             return
         try:
             while packet := worker.channel.recv(MAX_PACKET):
-                worker.heard = time.monotonic()
+                worker.silent_s = 0.0
                 for report in unpack(packet):
                     self._heard(worker, report)
         except BlockingIOError:
