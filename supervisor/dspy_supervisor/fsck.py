@@ -6,7 +6,9 @@ reason. Looking disturbs nobody; mending is done under the supervisor's own lock
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,14 +22,22 @@ from dspy_fastpath.ids import uuid7
 from .config import Config
 from .control_client import find_by_queue
 from .errors import AlreadyRunning, NotRunning, QueueMissing
-from .layout import FOLDERS, IDENTITY, PAUSED, Layout, list_folder, read_json
+from .layout import FOLDERS, IDENTITY, PAUSED, Layout, list_folder, read_json, walk_folder
 from .lookup import Found, files, name_of
 from .nodes import Observer, Presence, claims_of, node_of
-from .recovery import Recovered, clear_old, settle_commits, take_from_dead
+from .recovery import (
+    TEMPORARY_AGE_S,
+    Recovered,
+    clear_old,
+    clock_of,
+    count_old,
+    settle_commits,
+    take_from_dead,
+)
 from .retry import budget_of
 from .runtime import make_runtime_folder
 from .task import State, TaskName
-from .taskqueue import TaskQueue, exists, parse_won
+from .taskqueue import TaskQueue, exists, parse_delayed, parse_won
 from .undertaker import Undertaker
 
 _DEEP = 1024  # nesting of a record: its task's and its result's are bounded elsewhere
@@ -64,7 +74,8 @@ def examine(config: Config, *, repair: bool = False) -> Iterator[Problem]:
         yield from _dead(config, queue, presence)
         yield from _records(queue, repair)
         yield from _second_names(queue, repair)
-        yield from _strangers(layout)
+        yield from _strangers(queue, config, repair)
+        yield from _left_over(layout, repair)
         if repair and (removed := clear_old(layout)):
             yield Problem(
                 "results, pending", f"{removed} temporary files and records that nobody vouches for", "", True
@@ -139,7 +150,7 @@ def _dead(config: Config, queue: TaskQueue, presence: Presence | None) -> Iterat
             remedy = "the next start, or fsck --repair, publishes it"
             mended = not exists(getattr(layout, target), name)
             yield Problem(f"{target}/{name}", "an attempt that committed and was not published", remedy, mended)
-    holding = {node_of(owner) for owner in list_folder(layout.claimed)}
+    holding = {node_of(owner) for owner in claims_of(layout, others)}
     for node in sorted(others - dead):
         if node in holding and read_json(layout.nodes, f"{node}.hb") is None:
             message = f"tasks of node {node}, which has no heartbeat"
@@ -215,12 +226,64 @@ def _is_there(layout: Layout, found: Found) -> bool:
     return os.path.lexists(layout.path / "claimed" / (found.owner or "") / found.file)
 
 
-def _strangers(layout: Layout) -> Iterator[Problem]:
-    """Yield what lies in the folders and is nothing of a queue; it disturbs nobody."""
-    for name in list_folder(layout.pending):
-        if not name.startswith(".") and name.endswith(".json") and TaskName.parse(name) is None:
-            yield Problem(
-                f"pending/{ascii(name)[1:-1]}", "a name that is no task's", "a supervisor moves it to quarantine/"
-            )
+def _strangers(queue: TaskQueue, config: Config, repair: bool) -> Iterator[Problem]:
+    """Yield what lies where tasks wait or run, and is no task. What is young may still be written, or be on its way."""
+    layout, now = queue.layout, clock_of(queue.layout.nodes) if repair else time.time()
+    for state, folder in ((State.PENDING, layout.pending), (State.DELAYED, layout.delayed)):
+        for file in walk_folder(folder):
+            if file.startswith(".") or (state is State.PENDING and file.endswith((".tmp", ".lock"))):
+                continue
+            reason = _why_no_task(queue, state, folder, file)
+            if not reason or _age(folder, file, now) < config.partial_grace_s:
+                continue
+            reason = _why_no_task(queue, state, folder, file)  # looked at twice: it may have been replaced
+            if not reason or not exists(folder, file):
+                continue
+            mended = repair and queue.quarantine(folder, file, reason) is not None
+            place = f"{state}/{ascii(file)[1:-1]}"
+            yield Problem(place, reason, "a supervisor, or fsck --repair, moves it to quarantine/", mended)
+    for owner in walk_folder(layout.claimed):
+        if not stat.S_ISDIR(os.stat(owner, dir_fd=layout.claimed, follow_symlinks=False).st_mode):
+            reason = "no folder of an owner"
+            mended = repair and queue.quarantine(layout.claimed, owner, reason) is not None
+            place = f"claimed/{ascii(owner)[1:-1]}"
+            yield Problem(place, reason, "fsck --repair moves it to quarantine/", mended)
     if exists(layout.root, PAUSED) and read_json(layout.root, PAUSED) is None:
         yield Problem(PAUSED, "it can't be read, so nothing is paused", "dspy-supervisor queue resume removes it")
+
+
+def _why_no_task(queue: TaskQueue, state: State, folder: int, file: str) -> str:
+    parsed = parse_delayed(file) if state is State.DELAYED else None
+    if (parsed[1] if parsed else TaskName.parse(file) if state is State.PENDING else None) is None:
+        return "a name that is no task's"
+    try:
+        peek(folder, os.fsencode(file), queue.max_bytes, queue.layout.owners, max_depth=queue.max_depth)
+    except Refused as error:
+        return f"it is no task: {error.reason}"
+    except EnvelopeError as error:
+        return f"it is no task: {error}"
+    return ""
+
+
+def _age(folder: int, file: str, now: float) -> float:
+    """Return for how long a file has been as it is, in seconds; 0 where it is gone."""
+    try:
+        return now - os.stat(file, dir_fd=folder, follow_symlinks=False).st_ctime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _left_over(layout: Layout, repair: bool) -> Iterator[Problem]:
+    """Yield what a death left that nobody will ask for again: reasons without their file, and what is old."""
+    for file in walk_folder(layout.quarantine):
+        if file.endswith(".json.reason") and not exists(layout.quarantine, file.removesuffix(".reason")):
+            # Written before its file comes: of one that is being moved this is seen for a moment.
+            if _age(layout.quarantine, file, time.time()) < TEMPORARY_AGE_S:
+                continue
+            if repair:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(file, dir_fd=layout.quarantine)
+            yield Problem(f"quarantine/{file}", "a reason without its file", "fsck --repair removes it", repair)
+    if not repair and (old := count_old(layout)):
+        message = f"{old} temporary files and records that nobody vouches for"
+        yield Problem("results, pending", message, "a supervisor, or fsck --repair, clears them")

@@ -13,7 +13,7 @@ from dspy_fastpath.claim import Refused, read
 from dspy_fastpath.envelope import EnvelopeError, Fields, scan
 
 from .layout import Layout, list_folder, read_json, walk_folder
-from .task import State, TaskName
+from .task import State, TaskName, is_task_id
 from .taskqueue import DEEPEST, MOST_EXTRAS, exists, parse_delayed, won_file
 
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -35,6 +35,8 @@ def find(layout: Layout, task_id: str, *, thorough: bool = False) -> Iterator[Fo
 
     ``thorough`` lists pending/ even where nothing tells of an earlier attempt, instead of probing the first names.
     """
+    if not is_task_id(task_id):
+        return
     thorough = thorough or exists(layout.logs, task_id)  # it was tried before: its name may be of any attempt
     yield from _find_waiting(layout, task_id, thorough)
     for file in list_folder(layout.delayed):

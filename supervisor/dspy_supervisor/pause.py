@@ -57,11 +57,9 @@ class Pause:
     def resume(self, classes: Collection[str] | None, everything: Collection[str]) -> None:
         """Resume these classes of ``everything``; None: all."""
         already = self.read()
-        if already is None:
-            return
-        paused = set(everything) if already.classes is None else set(already.classes)
+        paused = set(already.classes if already and already.classes is not None else everything)
         left = set() if classes is None else paused - set(classes)
-        if left:
+        if already is not None and left:  # one that can't be read pauses nothing: it goes
             note = {"classes": sorted(left), "reason": already.reason, "since": already.since}
             replace_json(self._layout.root, PAUSED, note, durable=self._layout.syncs)
             return

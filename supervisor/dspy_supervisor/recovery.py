@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterable, Iterator
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import orjson
@@ -126,6 +128,19 @@ def clear_old(layout: Layout) -> int:
     Age is measured from a file just written beside them, so it is the file server's clock against itself.
     """
     removed = 0
+    for folder, name in list(_old(layout, clock_of)):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            os.unlink(name, dir_fd=folder)
+            removed += 1
+    return removed
+
+
+def count_old(layout: Layout) -> int:
+    """Return how much `clear_old` would remove, by this host's clock, since looking writes nothing."""
+    return sum(1 for _ in _old(layout, lambda _: time.time()))
+
+
+def _old(layout: Layout, clock: Callable[[int], float]) -> Iterator[tuple[int, str]]:
     for folder, age_s in (
         *((folder, TEMPORARY_AGE_S) for folder in (layout.root, layout.pending, layout.nodes, layout.quarantine)),
         (layout.results, ORPHAN_AGE_S),
@@ -133,13 +148,12 @@ def clear_old(layout: Layout) -> int:
         candidates = [name for name in walk_folder(folder) if folder == layout.results or is_temporary(name)]
         if not candidates:
             continue
-        now = clock_of(folder)
+        now = clock(folder)
         for name in candidates:
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-                if now - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > age_s:
-                    os.unlink(name, dir_fd=folder)
-                    removed += 1
-    return removed
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                if now - status.st_mtime > age_s and not stat.S_ISDIR(status.st_mode):
+                    yield folder, name
 
 
 def is_temporary(file: str) -> bool:

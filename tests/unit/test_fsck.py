@@ -1,6 +1,7 @@
 """fsck finds each planted fault, says what mends it, mends it without losing anything, and finds nothing where all is well."""
 
 import os
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -153,7 +154,42 @@ def test_where_a_supervisor_runs_it_looks_and_does_not_mend(config, queue):
     assert (queue / "done/a1.json").exists()
 
 
-def test_a_name_that_is_no_tasks_is_told(config, queue):
-    (queue / "pending/-rf.json").write_text("{}")
+def test_a_pause_that_cannot_be_read_is_told(config, queue):
     (queue / "paused.json").write_text("[")
-    assert set(found(config)) == {"pending/-rf.json", "paused.json"}
+    assert set(found(config)) == {"paused.json"}
+
+
+@pytest.fixture
+def later(config):
+    """The same configuration, by which nothing is too young to be judged."""
+    return replace(config, partial_grace_s=-1.0)
+
+
+STRANGERS = ["pending/-rf.json", "pending/torn.json", "pending/folder.json", "delayed/a1.json", "claimed/x"]
+
+
+def test_what_is_no_task_goes_to_quarantine_once_it_cannot_become_one(config, later, queue):
+    put(queue, "a1")
+    for place in STRANGERS:
+        (queue / place).mkdir() if "folder" in place else (queue / place).write_bytes(b"{torn")
+    (queue / "pending/x.json.tmp").write_text("somebody is writing")
+    (queue / "pending/x.lock").touch()
+    assert set(found(config)) == {"claimed/x"}
+    mended(later, *STRANGERS)
+    assert sorted(os.listdir(queue / "pending")) == ["a1.json", "x.json.tmp", "x.lock"]
+    kept = [name for name in os.listdir(queue / "quarantine") if not name.endswith(".reason")]
+    assert len(kept) == len(STRANGERS)
+
+
+def test_what_a_death_left_behind_is_cleared_when_it_is_old(config, queue):
+    for place in ("pending/.a.x.tmp", "nodes/.n.x.tmp", "results/a1~0.json", "quarantine/.q.tmp"):
+        (queue / place).write_text("{}")
+        os.utime(queue / place, (0, 0))
+    young = ["pending/.b.x.tmp", "nodes/.m.x.tmp", "results/b1~0.json", "quarantine/.r.tmp"]
+    for place in young:
+        (queue / place).touch()
+    (problem,) = found(config).values()
+    assert problem.message.startswith("4 ")
+    assert all(problem.mended for problem in found(config, repair=True).values())
+    assert found(config) == {}
+    assert all((queue / place).exists() for place in young)

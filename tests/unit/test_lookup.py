@@ -42,6 +42,7 @@ def test_every_state_is_found_and_read(rig):
         assert found in list(files(rig.layout, State(state)))
     assert find_one(rig.layout, "l").due == 4e9
     assert find_one(rig.layout, "c").owner == "n1.1.0"
+    assert all(find_one(rig.layout, no_id) is None for no_id in ("", "../../etc", "a/b", "a\0", "."))
     assert find_one(rig.layout, "nobody") is None and find_all(rig.layout, []) == {}
 
 

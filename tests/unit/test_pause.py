@@ -48,3 +48,5 @@ def test_all_is_more_than_some(rig):
 def test_what_an_operator_wrote_by_hand_is_taken_as_far_as_it_goes(rig, content, expected):
     (rig.path / "paused.json").write_text(content)
     assert Pause(rig.layout).read() == expected
+    Pause(rig.layout).resume(None if expected else ["gpu"], ALL)
+    assert not (rig.path / "paused.json").exists()
