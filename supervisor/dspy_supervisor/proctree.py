@@ -15,10 +15,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
+from dspy_fastpath import process as compiled
+
 MARK = "DSPY_TASK_NODE"  #: the variable in which what a task starts carries the node of its supervisor
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 _WALL = 0x40000000  # also children that clone(2) made without SIGCHLD
 _STAT_BYTES = 1024  # a line is about 350
 _STILL = {"T", "t"}  # stopped by a signal or by a debugger
@@ -41,19 +41,9 @@ class Process(NamedTuple):
         return self.state not in "ZX"
 
 
-def become_subreaper() -> None:
-    """Make this process the parent of every descendant whose own parent dies."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def die_with_parent(expected_parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends; where that has happened already, die now.
-
-    expected_parent_pid: os.getpid() of the parent, taken before the fork. A fork forgets the setting, an exec keeps it.
-    """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != expected_parent_pid:  # it died between the fork and the line above
-        os.kill(os.getpid(), signal.SIGKILL)
+#: What a process asks of the kernel for itself.
+become_subreaper = compiled.become_subreaper
+die_with_parent = compiled.die_with_parent
 
 
 def look(pid: int) -> Process | None:
@@ -209,15 +199,6 @@ def wait_gone(pids: Iterable[int], deadline: float) -> bool:
         for descriptor in descriptors:
             os.close(descriptor)
     return True
-
-
-def _prctl(option: int, value: int) -> None:
-    import ctypes  # 5 ms and 0.7 MB: once in the supervisor, whose forks share it
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), f"prctl({option})")
 
 
 def _everything() -> dict[int, Process]:

@@ -171,10 +171,10 @@ def test_a_script_for_a_missing_interpreter_is_refused(run, tmp_path):
 
 
 def test_a_lack_of_ours_is_not_the_tasks_fault(run, monkeypatch):
-    def posix_spawn(*_, **__):
-        raise OSError(11, "Resource temporarily unavailable")
+    def spawn(*_, **__):
+        raise OSError(11, "Resource temporarily unavailable", b"/bin/true")
 
-    monkeypatch.setattr(os, "posix_spawn", posix_spawn)
+    monkeypatch.setattr(command, "spawn", spawn)
     outcome = run({"argv": ["true"]})
     assert (outcome.cause, outcome.retry) == (Cause.RAISED, True)
 
@@ -218,6 +218,10 @@ def test_the_program_is_looked_for_in_the_path_of_the_task(run, tmp_path):
     (tmp_path / "sub" / "hello").mkdir(parents=True)
     payload = {"argv": ["hello"], "env": {"PATH": f"{tmp_path}/sub:{tmp_path}"}}
     assert value(run(payload))["stdout_tail"] == "hello\n"
+    relative = {"argv": ["hello"], "env": {"PATH": "sub:"}, "cwd": str(tmp_path)}
+    assert value(run(relative))["stdout_tail"] == "hello\n"
+    assert value(run({"argv": ["./hello"], "cwd": str(tmp_path)}))["stdout_tail"] == "hello\n"
+    assert value(run({"argv": ["sh", "-c", "echo $0"]}))["stdout_tail"] == "sh\n"
 
 
 def test_the_folder_is_the_tasks_or_the_first_allowed_one_or_the_workers(run, tmp_path):
@@ -240,6 +244,20 @@ def test_the_folder_is_the_tasks_or_the_first_allowed_one_or_the_workers(run, tm
     assert where(beside, roots) is Cause.REFUSED
     assert where(one / "link", roots) is Cause.REFUSED
     assert where(one / ".." / "one-beside", roots) is Cause.REFUSED
+
+
+def test_a_folder_that_may_not_be_entered_is_refused(run, monkeypatch, tmp_path):
+    """As it is opened with O_PATH, only the child that is to start in it finds out."""
+
+    def spawn(_argv, _env, folder, *_, **__):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(command, "spawn", spawn)
+    outcome = run({"argv": ["true"], "cwd": str(tmp_path)})
+    assert (outcome.cause, outcome.message) == (
+        Cause.REFUSED,
+        f"the folder '{tmp_path}' cannot be entered: Permission denied",
+    )
 
 
 def test_input_of_any_length_is_given_and_none_is_the_end_at_once(run):
@@ -444,6 +462,27 @@ def test_nothing_is_left_of_a_program_that_escapes_by_sessions_and_double_forks(
         timeout=60,
     )
     assert (ended.stdout, ended.stderr) == (says, "")
+
+
+WITH_A_FIFO = """
+import os, sys, orjson
+from pathlib import Path
+from dspy_supervisor.handlers import command
+from dspy_supervisor.parts import Task
+raw = orjson.dumps({"argv": ["sh", "-c", "echo $$ >up; exec cat fifo"], "cwd": sys.argv[1]})
+task = Task("a1", "cpu_short", "command", 0, 0, None, raw, None, raw, Path(sys.argv[1]) / "a1", None)
+command.make()(task)
+"""
+
+
+def test_a_program_dies_with_its_worker_however_that_dies(blocked):
+    os.mkfifo(os.path.join(blocked, "up"))
+    with subprocess.Popen([sys.executable, "-c", WITH_A_FIFO, blocked], start_new_session=True) as worker:
+        with open(os.path.join(blocked, "up")) as file:
+            pid = int(file.read())
+        assert proctree.look(pid).alive
+        worker.kill()
+        assert proctree.wait_gone([pid], time.monotonic() + 20)
 
 
 def test_a_child_that_holds_the_output_open_does_not_hold_the_task(run, blocked):

@@ -64,6 +64,17 @@ def test_the_process_that_forks_loads_nothing_that_starts_threads(tmp_path):
     assert third_party(names) <= {"orjson", "setproctitle"}
 
 
+def test_a_supervisor_and_its_workers_do_without_ctypes(tmp_path):
+    code = (
+        "import os, dspy_supervisor.loop\n"
+        "from dspy_supervisor import handlers, proctree\n"
+        "[handlers.make(name) for name in handlers.BUILT_IN]\n"
+        "proctree.become_subreaper()\n"
+        "proctree.die_with_parent(os.getppid())"
+    )
+    assert loaded(tmp_path, code).isdisjoint({"ctypes", "_ctypes"})
+
+
 def test_the_names_of_the_package_are_there_when_they_are_asked_for(tmp_path):
     assert "click" not in loaded(tmp_path, "import dspy_supervisor\ndspy_supervisor.__version__")
     assert loaded(tmp_path, "import dspy_supervisor").isdisjoint({"orjson", "dspy_fastpath"})

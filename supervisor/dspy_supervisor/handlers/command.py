@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from dspy_fastpath.process import spawn
 
 from .. import proctree
 from ..parts import JSON, Handler, HandlerFailure, Task
@@ -48,8 +49,6 @@ _CODE = re.compile(
 _DEATH_S = 2.0  # from SIGKILL to the end of a process, where no disk keeps it
 _READ_BYTES = 1 << 16
 _LAST_READ_BYTES = 1 << 20  # the largest pipe: more than was in it when the program ended is somebody else's
-# The worker ignores SIGPIPE, and what is ignored stays so over an exec.
-_DEFAULT_SIGNALS = tuple(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP})
 # What can't be better next time. ENOMEM, EAGAIN, EMFILE, ETXTBSY and EIO can.
 _NOT_RUNNABLE = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOEXEC, errno.ELOOP, errno.E2BIG,
@@ -163,11 +162,10 @@ class _Program:
     def _spawn(self, environ: Mapping[str, str], roots: Sequence[str]) -> int:
         ours: list[int] = []
         theirs: list[int] = []
-        # posix_spawn cannot change the folder; between these lines no other code runs in this process
-        back = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        cwd = self._request.cwd or (roots[0] if roots else None)
+        folder = None if cwd is None else _open_folder(cwd, roots)
         try:
-            self._enter_folder(roots)
-            path = _find_program(self._name, environ.get("PATH", os.defpath))
+            path = _find_program(self._name, environ.get("PATH", os.defpath), folder)
             if self._stdin is None:
                 theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
             else:
@@ -178,21 +176,15 @@ class _Program:
                 reader, writer = os.pipe2(os.O_CLOEXEC)
                 theirs.append(writer)
                 ours.append(reader)
-            actions: list[tuple[int, ...]] = [
-                (os.POSIX_SPAWN_DUP2, descriptor, number) for number, descriptor in enumerate(theirs)
-            ]
-            actions += [(os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in _inheritable()]
+            stdin, stdout, stderr = theirs
+            argv = [os.fsencode(word) for word in self._request.argv]
+            variables = [os.fsencode(f"{name}={value}") for name, value in environ.items()]
             try:
-                pid = os.posix_spawn(
-                    path,
-                    self._request.argv,
-                    environ,
-                    file_actions=actions,
-                    setsid=True,
-                    setsigmask=(),
-                    setsigdef=_DEFAULT_SIGNALS,
-                )
+                # The program dies with the thread that starts it: handlers run in their worker's main thread.
+                pid = spawn(argv, variables, folder, stdin, stdout, stderr, program=os.fsencode(path))
             except OSError as exc:
+                if isinstance(exc, PermissionError) and isinstance(exc.filename, int):  # the folder's descriptor
+                    raise _refused(f"the folder {cwd!r} cannot be entered: {exc.strerror}") from None
                 if exc.errno in _NOT_RUNNABLE:
                     raise _refused(f"{path} cannot be run: {exc.strerror}") from None
                 raise
@@ -201,8 +193,8 @@ class _Program:
                 os.close(descriptor)
             raise
         finally:
-            os.fchdir(back)
-            os.close(back)
+            if folder is not None:
+                os.close(folder)
             for descriptor in theirs:
                 os.close(descriptor)
         for descriptor in ours:
@@ -212,25 +204,6 @@ class _Program:
         if self._stdin is not None:
             self._watch(ours[0], select.POLLOUT)
         return pid
-
-    def _enter_folder(self, roots: Sequence[str]) -> None:
-        cwd = self._request.cwd or (roots[0] if roots else None)
-        if cwd is None:
-            return
-        try:
-            descriptor = os.open(cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as exc:
-            raise _refused(f"the folder {cwd!r} cannot be entered: {exc.strerror}") from None
-        try:
-            # judged by what was opened, which no link that changes meanwhile can exchange
-            real = os.readlink(f"/proc/self/fd/{descriptor}")
-            if roots and not any(_is_below(real, os.path.realpath(root)) for root in roots):
-                raise _refused(f"the folder {cwd!r} is below none of those in command_cwd: {', '.join(roots)}")
-            os.fchdir(descriptor)
-        except PermissionError as exc:
-            raise _refused(f"the folder {cwd!r} cannot be entered: {exc.strerror}") from None
-        finally:
-            os.close(descriptor)
 
     def _pump(self, deadline: float | None) -> bool:
         """Carry input and output until the program has ended, with all that was sent SIGTERM; False at the deadline."""
@@ -509,25 +482,32 @@ def _checked(payload: Any, allowed: frozenset[str]) -> _Request:
     return _Request(argv, cwd, env, None if stdin is None else stdin.encode(), timeout_s)
 
 
-def _find_program(name: str, search: str) -> str:
+def _open_folder(cwd: str, roots: Sequence[str]) -> int:
+    try:
+        descriptor = os.open(cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise _refused(f"the folder {cwd!r} cannot be entered: {exc.strerror}") from None
+    try:
+        # judged by what was opened, which no link that changes meanwhile can exchange
+        real = os.readlink(f"/proc/self/fd/{descriptor}")
+        if roots and not any(_is_below(real, os.path.realpath(root)) for root in roots):
+            raise _refused(f"the folder {cwd!r} is below none of those in command_cwd: {', '.join(roots)}")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _find_program(name: str, search: str, folder: int | None) -> str:
+    """Return the path of a program; a relative one counts from the folder, as it will when the program starts."""
     if "/" in name:
         return name
-    for folder in search.split(":"):
-        path = os.path.join(folder or ".", name)
+    for place in search.split(":"):
+        path = os.path.join(place or ".", name)
         with contextlib.suppress(OSError):
-            if os.access(path, os.X_OK) and stat.S_ISREG(os.stat(path).st_mode):
+            if os.access(path, os.X_OK, dir_fd=folder) and stat.S_ISREG(os.stat(path, dir_fd=folder).st_mode):
                 return path
     raise _refused(f"there is no program {name!r} in PATH={search}")
-
-
-def _inheritable() -> list[int]:
-    """Return what a program would inherit beside its three: Python opens nothing so, but a library in C may have."""
-    found = []
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
-        with contextlib.suppress(OSError):  # that of the listing itself
-            if descriptor > 2 and os.get_inheritable(descriptor):
-                found.append(descriptor)
-    return found
 
 
 def _is_text(value: object) -> bool:
