@@ -18,18 +18,20 @@ from dspy_fastpath.counters import Counter, Gauge, Global, Page
 
 from . import proctree
 from .backlog import Backlog
+from .burst import Burst
 from .channel import Kind, Report
 from .compat import CompatFiles
-from .config import Config, Loaded, differences, notify_environment
+from .config import Config, Loaded, notify_environment
 from .control import Control
-from .errors import ServiceUnavailable, SupervisorError
+from .errors import ServiceUnavailable
 from .feeder import Feeder
 from .guard import Guard
 from .intake import Intake
 from .layout import Layout
-from .log import configure, log, reopen
+from .log import configure, log
 from .nodes import Observer, Presence
 from .notify import Notifier
+from .orders import Orders
 from .pause import Pause
 from .pool import Death, Pool, Worker
 from .reactor import Reactor
@@ -95,8 +97,9 @@ class Supervisor:
         self.alive: set[str] = set()  #: other nodes that serve this queue
         self.stopping = False
         self.exit_code = 0
-        self._unsettled: list[tuple[Pool, Worker, Death]] = []  # the disk did not take what became of their tasks
-        self._is_checked = False  # whether a pass over the folders found nothing after the last task ended
+        self.unsettled: list[tuple[Pool, Worker, Death]] = []  # the disk did not take what became of their tasks
+        self.orders = Orders(self)
+        self.burst = Burst(self)
         self._watch_descriptor: int | None = None
 
     @property
@@ -111,19 +114,20 @@ class Supervisor:
         proctree.become_subreaper()
         on_signal = self.reactor.on_signal
         on_signal((signal.SIGTERM, signal.SIGINT), lambda _: self.stop(now=self.stopping))
-        on_signal((signal.SIGHUP,), lambda _: self._reload_or_say_why_not())
-        on_signal((signal.SIGUSR1,), lambda _: self._reopen_or_say_why_not())
+        on_signal((signal.SIGHUP,), lambda _: self.orders.try_to_reload())
+        on_signal((signal.SIGUSR1,), lambda _: self.orders.try_to_reopen_logs())
         on_signal(
-            (signal.SIGTTIN, signal.SIGTTOU), lambda number: self._shift_limits(1 if number == signal.SIGTTIN else -1)
+            (signal.SIGTTIN, signal.SIGTTOU),
+            lambda number: self.orders.shift_limits(1 if number == signal.SIGTTIN else -1),
         )
         on_signal((signal.SIGCHLD,), lambda _: self._reap_strays())
         self._say_start()
         for pool in self.pools.values():
             self.page.set(pool.klass, Gauge.LIMIT, pool.settings.workers)
-        self._configure_feeder()
+        self.configure_feeder()
         recover(self)
         self.watch()
-        self.apply_pause()
+        self.orders.apply_pause()
         for pool in self.pools.values():
             pool.adjust()
         self.sweeper.look_at_others()
@@ -187,30 +191,12 @@ class Supervisor:
             self.guard(self.intake.scan_slice)
 
     def _is_over(self) -> bool:
-        if self.config.burst and not self.stopping:
-            self._end_burst()
+        if self.config.burst and not self.stopping and (left := self.burst.leftover()) is not None:
+            if left.reasons:
+                self.exit_code = ServiceUnavailable.exit_code
+                log.error("tasks_left", tasks=left.tasks, reasons=left.reasons)
+            self.stop()
         return self.stopping and not any(pool.workers for pool in self.pools.values())
-
-    def _end_burst(self) -> None:
-        """Stop when nothing is left to do, or nothing of it can be done here."""
-        intake = self.intake
-        if self.sweeper.missing or intake.unread or intake.delayed or intake.suspects or intake.trouble:
-            return
-        if any(pool.inflight or pool.trouble for pool in self.pools.values()):
-            return
-        left = {name: len(backlog) for name, backlog in self.backlogs.items() if backlog}
-        if self._unsettled or any(not self.pools[name].failed and not self.pools[name].paused for name in left):
-            return
-        if not self._is_checked:  # what a worker put back last may not have been told of yet
-            self._is_checked = True
-            intake.rescan()
-            return
-        reasons = [f"class {name}: {self.pools[name].failed or 'paused'}" for name in left]
-        reasons += sorted({reason for _, reason in intake.held.values()})
-        if reasons:
-            self.exit_code = ServiceUnavailable.exit_code
-            log.error("tasks_left", tasks=sum(left.values()) + len(intake.held), reasons=reasons)
-        self.stop()
 
     def _end_running(self, why: str, *, at_once: bool = False) -> None:
         for pool in self.pools.values():
@@ -245,7 +231,7 @@ class Supervisor:
     def reported(self, pool: Pool, report: Report) -> None:
         """One thing happened to one task."""
         kind, file = report.kind, report.file
-        self._is_checked = False
+        self.burst.is_checked = False
         if kind is Kind.DONE:
             self.compat.ended(file)
             log.debug("done", task=file, run_s=round(report.run_s, 6))
@@ -268,17 +254,17 @@ class Supervisor:
 
     def died(self, pool: Pool, worker: Worker, death: Death) -> None:
         """A worker is gone: settle what it had in hand, and give back what it was only fed."""
-        self._unsettled.append((pool, worker, death))
+        self.unsettled.append((pool, worker, death))
         self.settle()
         self._reap_strays()
 
     def settle(self) -> None:
         """Settle the deaths that are not: at once, or when the disk takes it again."""
-        for entry in list(self._unsettled):
+        for entry in list(self.unsettled):
             if self.sweeper.missing:
                 return
             if self.guard(partial(settle_death, self, *entry)):
-                self._unsettled.remove(entry)
+                self.unsettled.remove(entry)
 
     def take_slot(self) -> int:
         """Return a free slot of the shared page."""
@@ -337,7 +323,7 @@ class Supervisor:
 
     def move_to(self, layout: Layout) -> None:
         """Serve these folders instead; nothing is running, and a watch must follow."""
-        self._unsettled.clear()  # what is left of them there, recovery finds
+        self.unsettled.clear()  # what is left of them there, recovery finds
         self._unwatch()
         old, self.layout, self.queue.layout = self.layout, layout, layout
         self.presence.adopt(layout)
@@ -359,51 +345,6 @@ class Supervisor:
             self._watch_descriptor = descriptor
             self.reactor.add(descriptor, self._arrived)
 
-    # -- what others ask for -----------------------------------------------------------------------------------------------
-
-    def reload(self) -> dict[str, Any]:
-        """Read the configuration anew; apply what can be applied, and return what was and what needs a restart."""
-        loaded = self.loaded.reload()
-        live, restart = differences(self.config, loaded.config)
-        configure(loaded.config.log_level, loaded.config.log_file)  # what can't work is refused before anything changes
-        self.loaded, self.config = loaded, loaded.config
-        for name, pool in self.pools.items():
-            before, pool.settings = pool.settings, self.config.classes[name]
-            if before.workers != pool.settings.workers:
-                self.set_limit(name, pool.settings.workers, "reload")
-            pool.renew = pool.renew or bool(live)
-            pool.mend()
-        self._configure_feeder()
-        self.intake.partial_grace_s = self.config.partial_grace_s
-        self.intake.reconsider()
-        log.info("reloaded", applied=list(live), needs_restart=list(restart))
-        return {"applied": list(live), "needs_restart": list(restart)}
-
-    def reopen_logs(self) -> dict[str, Any]:
-        """Open log files anew, after a rotation."""
-        reopen()
-        log.info("logs_reopened")
-        return {}
-
-    def set_limit(self, name: str, limit: int, why: str) -> None:
-        """Let so many tasks of a class run at once."""
-        pool = self.pools[name]
-        log.info("limit", klass=name, before=pool.limit, now=limit, reason=why)
-        self.page.set(pool.klass, Gauge.LIMIT, limit)
-        pool.adjust()
-        self.intake.reconsider()
-
-    def apply_pause(self) -> None:
-        """Do as paused.json says."""
-        paused = self.pause.read()
-        for name, pool in self.pools.items():
-            now = paused is not None and paused.includes(name)
-            if now != pool.paused:
-                log.info("paused" if now else "resumed", klass=name, reason=paused.reason if paused else "")
-                pool.paused = now
-                if not pool.failed:
-                    self.page.set(pool.klass, Gauge.STATE, int(now))
-
     def worker_of(self, file: str) -> Worker | None:
         """Return the worker that has this task in hand."""
         for pool in self.pools.values():
@@ -413,23 +354,6 @@ class Supervisor:
         return None
 
     # -- below -----------------------------------------------------------------------------------------------------------------
-
-    def _reload_or_say_why_not(self) -> None:
-        try:
-            self.reload()
-        except (SupervisorError, OSError) as error:
-            log.error("reload_refused", error=str(error), next="going on with the configuration as it was")
-
-    def _reopen_or_say_why_not(self) -> None:
-        try:
-            self.reopen_logs()
-        except OSError as error:
-            log.error("reopen_refused", error=str(error), next="going on in the file that is open")
-
-    def _shift_limits(self, step: int) -> None:
-        for name, pool in self.pools.items():
-            if pool.limit:
-                self.set_limit(name, max(1, min(SLOTS // len(self.pools), pool.limit + step)), "signal")
 
     def _reap_strays(self) -> None:
         """End what a dead worker's tasks left running: it is our child now, and no worker."""
@@ -467,7 +391,8 @@ class Supervisor:
         if config.insecure:
             log.warning("insecure", means="whoever may write the queue's folder may run programs as this user")
 
-    def _configure_feeder(self) -> None:
+    def configure_feeder(self) -> None:
+        """Let the feeder know limits and weights."""
         weights = {name: settings.weight for name, settings in self.config.classes.items()}
         self.feeder.configure(self.config.total_limit, weights)
 

@@ -31,8 +31,8 @@ def requests(supervisor: Supervisor) -> dict[str, Callable[[Request], Mapping[st
         "resume": lambda request: _resume(supervisor, request),
         "cancel": lambda request: cancel(supervisor, _text(request, "id")),
         "limit": lambda request: _limit(supervisor, request),
-        "reload": lambda _: supervisor.reload(),
-        "reopen": lambda _: supervisor.reopen_logs(),
+        "reload": lambda _: supervisor.orders.reload(),
+        "reopen": lambda _: supervisor.orders.reopen_logs(),
         "explain": lambda request: {"explanation": explain(supervisor, _text(request, "id"))},
     }
 
@@ -155,13 +155,13 @@ def _stop(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:
 
 def _pause(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:
     supervisor.pause.pause(_classes(request), str(request.get("reason") or ""))
-    supervisor.apply_pause()
+    supervisor.orders.apply_pause()
     return {}
 
 
 def _resume(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:
     supervisor.pause.resume(_classes(request), tuple(supervisor.pools))
-    supervisor.apply_pause()
+    supervisor.orders.apply_pause()
     for pool in supervisor.pools.values():
         if pool.failed:
             pool.mend()
@@ -174,7 +174,7 @@ def _limit(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:
         raise ConfigError("class", name, "one of " + ", ".join(WorkloadClass))
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= 1024:
         raise ConfigError("limit", limit, "a whole number from 0 to 1024")
-    supervisor.set_limit(name, limit, "set by hand")
+    supervisor.orders.set_limit(name, limit, "set by hand")
     return {"class": name, "limit": limit}
 
 

@@ -45,7 +45,7 @@ class Sweeper:
         supervisor = self._supervisor
         self.check_folders()
         if not self.missing:
-            supervisor.guard(supervisor.apply_pause)
+            supervisor.guard(supervisor.orders.apply_pause)
             supervisor.guard(self.look_at_others)
             supervisor.settle()
             supervisor.try_to_watch()

@@ -33,7 +33,7 @@ LAYERS = {
         "feeder",
         "control",
     },
-    "loop": {"settle", "sweeper", "requests", "loop"},
+    "loop": {"settle", "sweeper", "requests", "orders", "burst", "loop"},
     "cli": {"cli", "__main__"},
 }
 #: packages and modules that stand beside the tower: what they see of it (and the actors may see handlers)

@@ -1,0 +1,95 @@
+"""What changes a running supervisor from outside: a new configuration, limits, a pause, a log that was rotated.
+
+Signals and the control socket both come here. What can't be done is refused before anything has changed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dspy_fastpath.counters import Gauge
+
+from .config import differences
+from .errors import SupervisorError
+from .log import configure, log, reopen
+
+if TYPE_CHECKING:
+    from .loop import Supervisor
+
+MAX_LIMIT = 256  #: tasks of one class at once that signals can reach
+
+
+class Orders:
+    """Carries them out on one supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def reload(self) -> dict[str, Any]:
+        """Read the configuration anew; apply what can be applied, and return what was and what needs a restart.
+
+        Raises ConfigError or OSError, and then the configuration is as it was.
+        """
+        supervisor = self._supervisor
+        loaded = supervisor.loaded.reload()
+        live, restart = differences(supervisor.config, loaded.config)
+        configure(loaded.config.log_level, loaded.config.log_file)
+        supervisor.loaded, supervisor.config = loaded, loaded.config
+        for name, pool in supervisor.pools.items():
+            before, pool.settings = pool.settings, loaded.config.classes[name]
+            if before.workers != pool.settings.workers:
+                self.set_limit(name, pool.settings.workers, "reload")
+            pool.renew = pool.renew or bool(live)
+            pool.mend()
+        supervisor.configure_feeder()
+        supervisor.intake.partial_grace_s = loaded.config.partial_grace_s
+        supervisor.intake.reconsider()
+        log.info("reloaded", applied=list(live), needs_restart=list(restart))
+        return {"applied": list(live), "needs_restart": list(restart)}
+
+    def try_to_reload(self) -> None:
+        """Reload, or say why not and go on."""
+        try:
+            self.reload()
+        except (SupervisorError, OSError) as error:
+            log.error("reload_refused", error=str(error), next="going on with the configuration as it was")
+
+    def reopen_logs(self) -> dict[str, Any]:
+        """Open log files anew, after a rotation. Raises OSError."""
+        reopen()
+        log.info("logs_reopened")
+        return {}
+
+    def try_to_reopen_logs(self) -> None:
+        """Open log files anew, or say why not and go on."""
+        try:
+            self.reopen_logs()
+        except OSError as error:
+            log.error("reopen_refused", error=str(error), next="going on in the file that is open")
+
+    def set_limit(self, name: str, limit: int, why: str) -> None:
+        """Let so many tasks of a class run at once."""
+        supervisor = self._supervisor
+        pool = supervisor.pools[name]
+        log.info("limit", klass=name, before=pool.limit, now=limit, reason=why)
+        supervisor.page.set(pool.klass, Gauge.LIMIT, limit)
+        pool.adjust()
+        supervisor.intake.reconsider()
+
+    def shift_limits(self, step: int) -> None:
+        """Raise or lower the limit of every class that has one, to 1 at least."""
+        for name, pool in self._supervisor.pools.items():
+            if pool.limit:
+                self.set_limit(name, max(1, min(MAX_LIMIT, pool.limit + step)), "signal")
+
+    def apply_pause(self) -> None:
+        """Do as paused.json says."""
+        supervisor = self._supervisor
+        paused = supervisor.pause.read()
+        for name, pool in supervisor.pools.items():
+            now = paused is not None and paused.includes(name)
+            if now != pool.paused:
+                log.info("paused" if now else "resumed", klass=name, reason=paused.reason if paused else "")
+                pool.paused = now
+                if not pool.failed:
+                    supervisor.page.set(pool.klass, Gauge.STATE, int(now))
