@@ -203,7 +203,7 @@ def ratio(figures: Figures, ours: Figure, yardstick: Figure) -> float | None:
 
 def print_latencies(figures: Figures) -> None:
     """Print each player's latency beside its ratio to the floor."""
-    print(f"\n{'latency, us':34}{'put p50':>9}{'start p50':>11}{'p99':>9}{'seen p50':>11}{'p99':>9}", end="")
+    print(f"\n{'latency, us':34}{'put p50':>9}{'start p50':>11}{'p99':>9}{'seen p50':>12}{'p99':>11}", end="")
     print(f"{'x floor: start':>16}{'seen':>8}")
     for what, turns in figures.items():
         if what.what != "latency" or not turns:
@@ -216,7 +216,7 @@ def print_latencies(figures: Figures) -> None:
         ratios = [ratio(figures, Figure(what, metric), Figure(base, metric)) for metric in ("start_p50", "seen_p50")]
         put, start, start99, seen, seen99 = (f"{value:,.0f}" for value in values)
         told = [f"{value:,.2f}" if value else "-" for value in ratios]
-        print(f"{what.title:34}{put:>9}{start:>11}{start99:>9}{seen:>11}{seen99:>9}{told[0]:>16}{told[1]:>8}")
+        print(f"{what.title:34}{put:>9}{start:>11}{start99:>9}{seen:>12}{seen99:>11}{told[0]:>16}{told[1]:>8}")
 
 
 def print_rates(figures: Figures) -> None:
