@@ -48,7 +48,8 @@ def endless():
 @pytest.mark.parametrize(
     "payload",
     [
-        float("nan"), [1, {"a": [float("inf")]}], (float("-inf"),), Holder([float("nan")]), {1: 2}, {1}, b"bytes", pytest.param(object(), id="object"),
+        float("nan"), [1, {"a": [float("inf")]}], (float("-inf"),), Holder([float("nan")]), {1: 2}, {1}, b"bytes",
+        pytest.param(object(), id="object"),
         "\ud800", 2**64, endless(), {"a": endless()},
     ],
     ids=repr,
