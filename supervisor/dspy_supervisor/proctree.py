@@ -151,11 +151,15 @@ def kill_marked(nodes: Collection[str], within_s: float = 5.0) -> int:
     """
     marks = {f"{MARK}={node}".encode() for node in nodes}
     deadline = time.monotonic() + within_s
-    killed = 0
+    killed = empty = 0
     while True:
         found = [process for process in _everything().values() if process.alive and _has_mark(process.pid, marks)]
-        if not found or time.monotonic() > deadline:
+        # One in the middle of its exec shows no environment for a moment: nothing must be found twice.
+        empty = 0 if found else empty + 1
+        if empty == 2 or time.monotonic() > deadline:
             return killed
+        if empty:
+            time.sleep(0.005)
         killed += sum(_send(process, signal.SIGKILL) for process in found)
         wait_gone([process.pid for process in found], deadline)
 

@@ -205,23 +205,24 @@ class Worker:
         outcome = self._run(held, handler, started)
         duration = time.monotonic() - started
         self._page.slot_end(self._post.slot)
-        ruined = self._clean(surroundings)
+        surroundings.restore_urgent()
+        stray = None if self._post.settings.keep_children else self._end_strays()
         facts = Run(started_at, started_at + duration, duration, os.getpid(), self._post.owner)
-        self._record(held, outcome, facts)  # also of a task that ruined its worker: its work is done
-        if ruined is not None:
-            raise ruined
+        self._record(held, outcome, facts)
+        # After the record, which needs none of it: also a task that ruined its worker has done its work.
+        surroundings.restore()
+        if stray is not None:
+            raise stray
         self._page.observe(self._post.klass, Histogram.WAIT, max(0.0, started_at - held.submitted_at))
         self._page.observe(self._post.klass, Histogram.RUN, duration)
         if duration > LONG_S:
             while self._names:
                 self._report(Report(Kind.RETURNED, self._names.popleft()))
 
-    def _clean(self, surroundings: Surroundings) -> OSError | None:
-        """Put back what the task changed, and end what it left running; return why this worker can't go on, or None."""
+    def _end_strays(self) -> OSError | None:
+        """End what the task left running, so that nothing of it runs once its record is there; return why that failed."""
         try:
-            surroundings.restore()
-            if not self._post.settings.keep_children:
-                proctree.reap_orphans(())
+            proctree.reap_orphans(())
         except OSError as error:
             return error
         return None
