@@ -25,6 +25,7 @@ from dspy_supervisor.layout import Layout
 ROOT = Path(__file__).parents[1]
 START_S = 60.0  #: the longest start, on a machine that does other things too
 END_S = 30.0
+GUARD_S = 2.0  # the guard of a killed supervisor is through with its work long before
 
 _T = TypeVar("_T")
 
@@ -111,6 +112,9 @@ class Supervised:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait(END_S)
+        # Its guard ends what its tasks started, also what was forked after the listing: so it goes last, by itself.
+        with contextlib.suppress(AssertionError):
+            until(lambda: not any(map(_runs, self._known)), "what it started is gone", GUARD_S)
         for left in self._known:
             with contextlib.suppress(psutil.NoSuchProcess):
                 left.kill()
