@@ -18,6 +18,7 @@ LAYERS = {
         *("setting", "config_table", "config", "filesystem", "log", "proctree", "runtime"),
         *("layout", "record", "taskqueue", "lookup", "producer", "pause", "census"),
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
+        "limit",
     },
     "sockets": {"parts"},
     "actors": {
