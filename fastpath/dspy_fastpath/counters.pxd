@@ -2,11 +2,11 @@
 
 ::
 
-    Header | one ClassBlock a class | GPUS GpuBlocks | one SlotBlock a worker slot
+    Header | one ClassBlock a class | HostBlock | GPUS GpuBlocks | one SlotBlock a worker slot
 
 Every counter and gauge has a cache line of its own, so that two writers never pull one line back and forth. What must
-be read together (a slot, a GPU's sample) is kept twice: a writer fills the copy that is not shown and then advances
-``turn``, whose lowest bit says which copy is. A writer that dies half way leaves the shown copy whole.
+be read together (a slot, the sample of a GPU or of the host) is kept twice: a writer fills the copy not shown and
+then advances ``turn``, whose lowest bit says which copy is. A writer that dies half way leaves the shown copy whole.
 
 A change of any struct, constant or order here is a new LAYOUT.
 """
@@ -15,22 +15,27 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 
 cdef enum:
-    LAYOUT = 1
+    LAYOUT = 2
     MAX_CLASSES = 64
     MAX_SLOTS = 65536
     COUNTERS = 16  # places a class, so that a new counter is no new layout
     GAUGES = 16
-    CAUSES = 12
-    GLOBALS = 32
+    CAUSES = 16
+    REASONS = 32  # of changes of a limit
+    GLOBALS = 64
     HISTOGRAMS = 2
     BUCKETS = 82  # 1 us to 1.1e6 s in half octaves, and one above
     BUCKET_PLACES = 88  # whole cache lines
-    GPUS = 16
-    GPU_VALUES = 7
+    GPUS = 64  # eight GPUs of seven slices each, and themselves
+    GPU_VALUES = 32
+    GPU_PROCESSES = 32
+    HOST_VALUES = 32
     CLASS_NAME = 128  # bytes, zero-terminated
     QUEUE_ID = 64  # bytes, zero-filled
     UUID = 100  # bytes; NVML's buffers have 96
     TASK_NAME = 208  # bytes
+    GPU_NAME = 96  # bytes; NVML's buffers have as many
+    BUS_ID = 32  # bytes; NVML's buffers have as many
 
 
 cpdef enum Counter:
@@ -62,6 +67,20 @@ cpdef enum Global:
     UNSCANNED
     TOTAL_PENDING
     MAX_PENDING
+    TELEMETRY  # one of Telemetry
+    GPU_SAMPLES  # rounds over all GPUs
+    GPU_ERRORS  # calls of the driver's library that failed, beside those a GPU does not support
+    GPU_LOSSES
+    CONTROLLER_STEPS
+    LIMIT_CHANGES
+    SLURM_SUBMITTED
+    SLURM_COMPLETED
+    SLURM_FAILED
+    SLURM_RUNNING
+    SLURM_PENDING
+    SLURM_CALLS
+    SLURM_CALL_ERRORS
+    SLURM_GPU_SECONDS
 
 
 cpdef enum Histogram:
@@ -75,6 +94,62 @@ cpdef enum SlotState:
     IDLE
     BUSY
     STOPPING
+
+
+cpdef enum Telemetry:
+    UNWATCHED  # no telemetry ran yet
+    WATCHING
+    NO_GPU  # no driver, or no GPU that this process may see; it looks again
+    REBOOT_NEEDED  # driver and library are of two versions: what runs goes on, nothing new can start
+    TROUBLED  # the library fails as a whole, and is tried anew
+
+
+cpdef enum GpuStatus:
+    HEALTHY
+    LOST  # fell off the bus, or is no longer listed: nothing runs there any more
+    NEEDS_RESET  # what runs there fails until an administrator resets it
+    UNREADABLE  # the driver's library fails on it in another way
+
+
+cpdef enum GpuValue:
+    UTILIZATION  # 0 to 1: share of the last second or less in which a kernel ran; a duty cycle
+    MEMORY_UTILIZATION  # 0 to 1: the same for the memory's bus
+    MEMORY_TOTAL  # bytes
+    MEMORY_FREE  # bytes: what new work can have
+    MEMORY_USED  # bytes, without what the driver keeps
+    MEMORY_RESERVED  # bytes the driver keeps
+    POWER_W
+    POWER_CAP_W
+    ENERGY_J  # since the driver was loaded
+    TEMPERATURE_C
+    SLOWDOWN_C  # the temperature at which the GPU slows itself down
+    SM_CLOCK_MHZ
+    SM_CLOCK_MAX_MHZ
+    MEMORY_CLOCK_MHZ
+    THROTTLE  # the bits of NVML's clocks event reasons
+    PROCESSES  # how many use the GPU, also those that are not listed
+    PROCESS_MEMORY  # bytes of all of them
+    MIG  # 1 where the GPU is cut in slices
+    ECC_CORRECTED  # errors since the driver was loaded
+    ECC_UNCORRECTED
+    FAN  # 0 to 1
+    COMPUTE_MODE  # 0 shared, 2 nobody may use it, 3 one process at a time
+    COMPUTE_CAPABILITY  # 8.9
+
+
+cpdef enum HostValue:
+    CPUS  # that this process may use, by affinity and by quota
+    CPU_BUSY  # 0 to 1, share of them in use since the last sample
+    LOAD  # runnable tasks of the whole machine, mean of a minute
+    PSI_CPU  # 0 to 1: share of the last 10 s in which some task waited for a processor
+    PSI_MEMORY  # the same for memory
+    PSI_MEMORY_FULL  # share in which all waited
+    PSI_IO
+    PSI_IO_FULL
+    HOST_MEMORY_LIMIT  # bytes: the least that the machine and each group above allow
+    HOST_MEMORY_FREE  # bytes that can still be had below each of those limits, caches counted as free
+    SWAP_FREE  # bytes
+    OOM_KILLS  # by the kernel in this process's group, since it was made
 
 
 cdef struct Cell:
@@ -107,6 +182,7 @@ cdef struct ClassBlock:
     Cell counters[COUNTERS]
     Cell gauges[GAUGES]
     Cell causes[CAUSES]
+    int64_t reasons[REASONS]  # one writer, so that they may share lines
     HistogramBlock histograms[HISTOGRAMS]
 
 
@@ -133,14 +209,39 @@ cdef struct SlotBlock:
     SlotRecord copies[2]
 
 
+cdef struct GpuProcess:
+    int64_t memory  # bytes, -1 where it is not told
+    int32_t pid
+    int32_t rest
+
+
 cdef struct GpuRecord:
-    double at
+    double at  # CLOCK_MONOTONIC, seconds
     double values[GPU_VALUES]
+    int32_t status
+    int32_t parent  # the GPU a slice is cut from, by its place here; -1 for a whole one
+    int32_t listed  # processes
     int32_t uuid_size
+    int32_t name_size
+    int32_t bus_size
     char uuid[UUID]
-    char rest[24]
+    char name[GPU_NAME]
+    char bus[BUS_ID]
+    char rest[60]
+    GpuProcess processes[GPU_PROCESSES]
 
 
 cdef struct GpuBlock:
     Latch latch
     GpuRecord copies[2]
+
+
+cdef struct HostRecord:
+    double at  # CLOCK_MONOTONIC, seconds; 0 before the first sample
+    double values[HOST_VALUES]
+    char rest[56]
+
+
+cdef struct HostBlock:
+    Latch latch
+    HostRecord copies[2]

@@ -73,8 +73,15 @@ SlotView = namedtuple(
     module="dspy_fastpath.counters",
 )
 SlotView.__doc__ = "What a worker slot was at one moment; times are CLOCK_MONOTONIC in ns, 0 for none."
-GpuView = namedtuple("GpuView", ("uuid", "values", "at"), module="dspy_fastpath.counters")
-GpuView.__doc__ = "The last sample of one GPU and when it was taken."
+GpuView = namedtuple(
+    "GpuView",
+    ("uuid", "values", "at", "status", "parent", "name", "bus", "processes"),
+    module="dspy_fastpath.counters",
+)
+GpuView.__doc__ = """The last sample of one GPU: values by GpuValue, nan for what it does not tell, and (pid, bytes) of
+its processes, -1 for what is not told; taken at CLOCK_MONOTONIC ``at``, in seconds."""
+HostView = namedtuple("HostView", ("values", "at"), module="dspy_fastpath.counters")
+HostView.__doc__ = "The last sample of the host: values by HostValue, nan for what it does not tell, and when."
 
 
 def bounds():
@@ -83,7 +90,13 @@ def bounds():
 
 
 cdef size_t size_of(size_t classes, size_t slots) noexcept:
-    return sizeof(Header) + classes * sizeof(ClassBlock) + GPUS * sizeof(GpuBlock) + slots * sizeof(SlotBlock)
+    return (
+        sizeof(Header)
+        + classes * sizeof(ClassBlock)
+        + sizeof(HostBlock)
+        + GPUS * sizeof(GpuBlock)
+        + slots * sizeof(SlotBlock)
+    )
 
 
 cdef int64_t now_ns() noexcept nogil:
@@ -148,6 +161,7 @@ cdef class Page:
     cdef int class_count
     cdef Header *header
     cdef ClassBlock *class_blocks
+    cdef HostBlock *host_block
     cdef GpuBlock *gpu_blocks
     cdef SlotBlock *slot_blocks
 
@@ -307,6 +321,15 @@ cdef class Page:
         cdef ClassBlock *found = self.block(klass, 0, 1, False)
         return [page_load(&found.causes[i].value) for i in range(CAUSES)]
 
+    def count_reason(self, int klass, int reason):
+        """Count a change of a class's limit by its reason."""
+        page_add(&self.block(klass, reason, REASONS, True).reasons[reason], 1)
+
+    def reasons(self, int klass):
+        """Return how often the limit of a class was changed, by reason."""
+        cdef ClassBlock *found = self.block(klass, 0, 1, False)
+        return [page_load(&found.reasons[i]) for i in range(REASONS)]
+
     cdef int64_t *global_cell(self, int number, bint writing) except NULL:
         self.check(writing)
         if not 0 <= number < GLOBALS:
@@ -425,25 +448,44 @@ cdef class Page:
             raise IndexError(f"GPU {gpu}: a page has room for {GPUS}")
         return &self.gpu_blocks[gpu]
 
-    def gpu_write(self, int gpu, bytes uuid not None, tuple values not None, double at):
-        """Write the sample of a GPU, taken at the time ``at``; nan for what the GPU does not tell.
+    def gpu_write(
+        self,
+        int gpu,
+        bytes uuid not None,
+        values not None,
+        double at,
+        int status=0,
+        int parent=-1,
+        bytes name not None=b"",
+        bytes bus not None=b"",
+        processes=(),
+    ):
+        """Write the sample of a GPU, taken at CLOCK_MONOTONIC ``at`` in seconds.
 
-        values: utilization (0 to 1), memory_total and memory_free (bytes), power_w, power_cap_w, temperature_c, and the
-        throttle bits.
+        values: a mapping by GpuValue; what it leaves out is nan. name and bus are cut to their places, and so are
+        processes, pairs of pid and bytes (-1: not told).
         """
         cdef GpuBlock *found = self.gpu_block(gpu, True)
         cdef GpuRecord record
         cdef int i
         if not 1 <= len(uuid) <= UUID:
             raise ValueError(f"uuid={uuid!r}: expected 1 to {UUID} bytes")
-        if len(values) != GPU_VALUES:
-            raise ValueError(f"{len(values)} values of a GPU: expected {GPU_VALUES}")
         memset(&record, 0, sizeof(GpuRecord))
         record.at = at
-        for i in range(GPU_VALUES):
-            record.values[i] = values[i]
+        record.status = status
+        record.parent = parent
+        put_values(record.values, GPU_VALUES, values)
+        name, bus = name[:GPU_NAME], bus[:BUS_ID]
         record.uuid_size = <int32_t>len(uuid)
         memcpy(record.uuid, <const char *>uuid, record.uuid_size)
+        record.name_size = <int32_t>len(name)
+        memcpy(record.name, <const char *>name, record.name_size)
+        record.bus_size = <int32_t>len(bus)
+        memcpy(record.bus, <const char *>bus, record.bus_size)
+        for i, (pid, memory) in enumerate(processes[:GPU_PROCESSES]):
+            record.processes[i].pid = pid
+            record.processes[i].memory = memory
+            record.listed = i + 1
         cdef uint64_t mine = lock(&found.latch)
         cdef uint64_t turn = page_load_acquire(&found.latch.turn)
         page_fence_release()
@@ -454,6 +496,7 @@ cdef class Page:
         """Return the last sample of a GPU as it was written, None where there was none."""
         cdef GpuBlock *found = self.gpu_block(gpu, False)
         cdef GpuRecord record
+        cdef int i
         read_latched(&found.latch, <const char *>found.copies, sizeof(GpuRecord), <char *>&record)
         if record.uuid_size == 0:
             return None
@@ -461,7 +504,49 @@ cdef class Page:
             PyBytes_FromStringAndSize(record.uuid, min(max(record.uuid_size, 0), UUID)),
             tuple([record.values[i] for i in range(GPU_VALUES)]),
             record.at,
+            record.status,
+            record.parent,
+            PyBytes_FromStringAndSize(record.name, min(max(record.name_size, 0), GPU_NAME)),
+            PyBytes_FromStringAndSize(record.bus, min(max(record.bus_size, 0), BUS_ID)),
+            tuple([
+                (record.processes[i].pid, record.processes[i].memory)
+                for i in range(min(max(record.listed, 0), GPU_PROCESSES))
+            ]),
         )
+
+    def host_write(self, values not None, double at):
+        """Write the sample of the host, a mapping by HostValue taken at CLOCK_MONOTONIC ``at`` in seconds."""
+        self.check(True)
+        cdef HostRecord record
+        memset(&record, 0, sizeof(HostRecord))
+        record.at = at
+        put_values(record.values, HOST_VALUES, values)
+        cdef uint64_t mine = lock(&self.host_block.latch)
+        cdef uint64_t turn = page_load_acquire(&self.host_block.latch.turn)
+        page_fence_release()
+        self.host_block.copies[(turn + 1) & 1] = record
+        show(&self.host_block.latch, turn, mine)
+
+    def host_read(self):
+        """Return the last sample of the host, None where there was none."""
+        self.check(False)
+        cdef HostRecord record
+        cdef int i
+        read_latched(
+            &self.host_block.latch, <const char *>self.host_block.copies, sizeof(HostRecord), <char *>&record
+        )
+        return HostView(tuple([record.values[i] for i in range(HOST_VALUES)]), record.at) if record.at else None
+
+
+cdef int put_values(double *target, int places, values) except -1:
+    cdef int i
+    for i in range(places):
+        target[i] = math.nan
+    for number, value in values.items():
+        if not 0 <= number < places:
+            raise IndexError(f"value {number}: expected 0 to {places - 1}")
+        target[<int>number] = value
+    return 0
 
 
 cdef Page mapped(int descriptor, size_t size, bint writable, str place):
@@ -506,7 +591,8 @@ cdef int describe(Page page) except -1:
     page.started_at = header.started_at
     page.queue_id = header.queue_id[:QUEUE_ID].rstrip(b"\0").decode(errors="replace")
     page.class_blocks = <ClassBlock *>(page.base + sizeof(Header))
-    page.gpu_blocks = <GpuBlock *>(page.class_blocks + page.class_count)
+    page.host_block = <HostBlock *>(page.class_blocks + page.class_count)
+    page.gpu_blocks = <GpuBlock *>(page.host_block + 1)
     page.slot_blocks = <SlotBlock *>(page.gpu_blocks + GPUS)
     page.classes = tuple([
         page.class_blocks[i].name[:CLASS_NAME].rstrip(b"\0").decode(errors="replace") for i in range(page.class_count)

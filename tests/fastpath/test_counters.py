@@ -87,7 +87,7 @@ def test_who_attaches_reads_what_the_creator_wrote(counters, page, path):
         assert reader.counter(0, counters.Counter.DONE) == 42
         assert reader.counter(1, counters.Counter.DONE) == 0
         assert reader.gauge(3, counters.Gauge.LIMIT) == -3
-        assert reader.failures(1) == [cause is Cause.TIMEOUT for cause in Cause] + [0] * (12 - len(Cause))
+        assert reader.failures(1) == [cause is Cause.TIMEOUT for cause in Cause] + [0] * (16 - len(Cause))
         assert reader.get_global(counters.Global.SWEEPS) == 2
         assert reader.get_global(counters.Global.TOTAL_PENDING) == 10**12
         assert reader.heartbeat_ns == 0
@@ -99,10 +99,13 @@ def test_a_new_page_is_empty(counters, page):
     for klass in range(len(CLASSES)):
         assert [page.counter(klass, i) for i in range(16)] == [0] * 16
         assert [page.gauge(klass, i) for i in range(16)] == [0] * 16
-        assert page.failures(klass) == [0] * 12
+        assert page.failures(klass) == [0] * 16
+        assert page.reasons(klass) == [0] * 32
         assert page.histogram(klass, counters.Histogram.RUN) == ([0] * 82, 0.0)
     assert [page.slot(i) for i in range(SLOTS)] == [(0, 0, 0, counters.SlotState.EMPTY, 0, 0, 0, b"")] * SLOTS
-    assert [page.gpu_read(i) for i in range(16)] == [None] * 16
+    assert [page.gpu_read(i) for i in range(64)] == [None] * 64
+    assert page.host_read() is None
+    assert page.get_global(counters.Global.TELEMETRY) == counters.Telemetry.UNWATCHED
 
 
 def test_the_file_is_private_and_alone_in_its_folder(page, path):
@@ -159,7 +162,7 @@ def test_no_observation_is_lost_between_processes(counters, page):
     assert total_s == processes * times * 0.25
 
 
-STOP = 31  # a global that nothing else uses: the reader tells the writer that it has seen enough
+STOP = 63  # a global that nothing else uses: the reader tells the writer that it has seen enough
 
 
 def seen_while(page, write, look, enough):
@@ -204,14 +207,17 @@ def test_a_record_of_a_slot_is_never_torn(counters, page):
 
 def test_a_sample_of_a_gpu_is_never_torn(counters, page):
     def write(i):
-        page.gpu_write(5, b"%d" % i, (i,) * 7, i)
+        n = b"%d" % i
+        page.gpu_write(5, n, dict.fromkeys(range(32), i), i, i % 7, i, n * 3, n, [(i, i)] * (i % 33))
 
     def look():
         sample = page.gpu_read(5)
         if sample is None:
             return 0
-        assert sample == (b"%d" % sample.at, (sample.at,) * 7, sample.at)
-        return sample.at
+        n = int(sample.at)
+        text = b"%d" % n
+        assert sample == (text, (n,) * 32, n, n % 7, n, text * 3, text, ((n, n),) * (n % 33))
+        return n
 
     seen_while(page, write, look, 50_000 if counters is compiled else 5)
 
@@ -277,16 +283,56 @@ def test_a_slot_keeps_the_longest_name_whole_and_refuses_a_longer_one(counters, 
 
 
 def test_a_sample_keeps_what_a_gpu_does_not_tell(counters, page):
-    page.gpu_write(0, b"GPU-" + b"x" * 92, (0.5, 8e10, 7e10, math.nan, 450, 61, 4), 12.5)
-    sample = page.gpu_read(0)
-    assert sample.uuid == b"GPU-" + b"x" * 92
-    assert sample.values[:3] == (0.5, 8e10, 7e10)
-    assert math.isnan(sample.values[3])
-    assert (sample.values[4:], sample.at) == ((450.0, 61.0, 4.0), 12.5)
-    for uuid, values in [(b"", (0.0,) * 7), (b"x" * 101, (0.0,) * 7), (b"x", (0.0,) * 6)]:
+    Value = counters.GpuValue
+    known = {Value.UTILIZATION: 0.5, Value.MEMORY_FREE: 7e10, Value.POWER_W: 450, Value.FAN: math.nan}
+    page.gpu_write(63, b"GPU-" + b"x" * 96, known, 12.5)
+    sample = page.gpu_read(63)
+    assert sample.uuid == b"GPU-" + b"x" * 96
+    assert [sample.values[i] for i in (Value.UTILIZATION, Value.MEMORY_FREE, Value.POWER_W)] == [0.5, 7e10, 450]
+    assert sum(map(math.isnan, sample.values)) == 32 - 3
+    assert sample[2:] == (12.5, counters.GpuStatus.HEALTHY, -1, b"", b"", ())
+    for uuid in (b"", b"x" * 101):
         with pytest.raises(ValueError, match="expected"):
-            page.gpu_write(0, uuid, values, 13.0)
-    assert page.gpu_read(0).at == 12.5
+            page.gpu_write(63, uuid, known, 13.0)
+    for number in (-1, 32):
+        with pytest.raises(IndexError):
+            page.gpu_write(63, b"x", {number: 1.0}, 13.0)
+    assert page.gpu_read(63).at == 12.5
+
+
+def test_a_sample_names_the_gpu_its_slices_and_its_processes(counters, page):
+    processes = [(pid, -1 if pid % 2 else pid << 30) for pid in range(40)]
+    page.gpu_write(1, b"MIG-1", {}, 1.0, counters.GpuStatus.LOST, 0, b"n" * 200, b"b" * 33, processes)
+    sample = page.gpu_read(1)
+    assert (sample.status, sample.parent) == (counters.GpuStatus.LOST, 0)
+    assert (sample.name, sample.bus) == (b"n" * 96, b"b" * 32)
+    assert sample.processes == tuple(processes[:32])
+
+
+def test_a_sample_of_the_host_keeps_what_it_does_not_tell(counters, page):
+    Value = counters.HostValue
+    page.host_write({Value.LOAD: 3.5, Value.HOST_MEMORY_LIMIT: 1 << 40}, 7.0)
+    sample = page.host_read()
+    assert (sample.values[Value.LOAD], sample.values[Value.HOST_MEMORY_LIMIT], sample.at) == (3.5, 2.0**40, 7.0)
+    assert sum(map(math.isnan, sample.values)) == 32 - 2
+
+
+def test_a_sample_of_the_host_is_never_torn(counters, page):
+    def look():
+        sample = page.host_read()
+        assert sample is None or sample == ((sample.at,) * 32, sample.at)
+        return sample and sample.at
+
+    seen_while(
+        page, lambda i: page.host_write(dict.fromkeys(range(32), i), i), look, 20_000 if counters is compiled else 5
+    )
+
+
+def test_changes_of_a_limit_are_counted_by_reason(counters, page):
+    for reason in (0, 31, 31):
+        page.count_reason(2, reason)
+    assert page.reasons(2) == [1, *[0] * 30, 2]
+    assert page.reasons(1) == [0] * 32
 
 
 def test_the_bounds_grow_by_half_octaves_from_a_microsecond_to_twelve_days(counters):
@@ -336,7 +382,9 @@ WRITES = [
     lambda page: page.slot_set(0, 1, 1, 0, 1),
     lambda page: page.slot_begin(0, 1, 2, b"a"),
     lambda page: page.slot_end(0),
-    lambda page: page.gpu_write(0, b"u", (0.0,) * 7, 1.0),
+    lambda page: page.gpu_write(0, b"u", {0: 0.0}, 1.0, 0, -1, b"n", b"b", ((1, 2),)),
+    lambda page: page.host_write({0: 0.0}, 1.0),
+    lambda page: page.count_reason(0, 0),
     lambda page: page.beat(),
 ]
 READS = [
@@ -347,6 +395,8 @@ READS = [
     lambda page: page.histogram(0, 0),
     lambda page: page.slot(0),
     lambda page: page.gpu_read(0),
+    lambda page: page.host_read(),
+    lambda page: page.reasons(0),
     lambda page: page.heartbeat_ns,
 ]
 
@@ -403,13 +453,16 @@ def test_a_closed_page_says_so(counters, path):
         lambda page, bad: page.slot_begin(bad, 0, 0, b""),
         lambda page, bad: page.slot_end(bad),
         lambda page, bad: page.slot(bad),
-        lambda page, bad: page.gpu_write(bad, b"u", (0.0,) * 7, 1.0),
+        lambda page, bad: page.gpu_write(bad, b"u", {}, 1.0),
+        lambda page, bad: page.count_reason(bad, 0),
+        lambda page, bad: page.count_reason(0, bad),
+        lambda page, bad: page.reasons(bad),
         lambda page, bad: page.gpu_read(bad),
     ],
 )
 def test_a_place_that_is_not_on_the_page_is_an_index_error(page, path, use):
     before = path.read_bytes()
-    for bad in (-1, 32, 2**31 - 1, -(2**31)):
+    for bad in (-1, 64, 2**31 - 1, -(2**31)):
         with pytest.raises(IndexError):
             use(page, bad)
     assert path.read_bytes() == before
@@ -447,7 +500,7 @@ def test_another_layout_is_refused_in_words(counters, page, path):
     with open(path, "r+b") as file:
         file.seek(8)
         file.write(struct.pack("<I", 3))
-    with pytest.raises(ValueError, match=r"queue\.page has layout 3, this program reads layout 1: restart the superv"):
+    with pytest.raises(ValueError, match=r"queue\.page has layout 3, this program reads layout 2: restart the superv"):
         counters.Page.attach(path)
 
 
@@ -536,24 +589,27 @@ def test_creating_in_a_missing_folder_leaks_nothing(counters, tmp_path):
 
 
 def test_both_twins_name_the_same_numbers():
-    for name in ("Counter", "Gauge", "Global", "Histogram", "SlotState"):
+    for name in (
+        *("Counter", "Gauge", "Global", "Histogram", "SlotState"),
+        *("Telemetry", "GpuStatus", "GpuValue", "HostValue"),
+    ):
         ours = getattr(compiled, name).__members__
         assert {key: int(value) for key, value in ours.items()} == dict(getattr(reference, name).__members__)
 
 
 def test_every_cause_has_a_place():
-    assert len(Cause) <= 12
+    assert len(Cause) <= 16
 
 
-def test_the_size_of_layout_1_stays(tmp_path):
+def test_the_size_of_layout_2_stays(tmp_path):
     """Whoever changes a struct of counters.pxd changes its LAYOUT, and then this."""
     sizes = []
     for classes, slots in [(1, 0), (2, 0), (1, 1)]:
         compiled.Page.create(tmp_path / "page", "q", CLASSES[:classes], slots).close()
         sizes.append((tmp_path / "page").stat().st_size)
     head, klass, slot = sizes[0], sizes[1] - sizes[0], sizes[2] - sizes[0]
-    assert (head - klass, klass, slot) == (2240 + 16 * 448, 4480, 576)
-    assert (tmp_path / "page").read_bytes()[:12] == b"DSPYPAGE" + struct.pack("<I", 1)
+    assert (head - klass, klass, slot) == (4288 + 704 + 64 * 2240, 4992, 576)
+    assert (tmp_path / "page").read_bytes()[:12] == b"DSPYPAGE" + struct.pack("<I", 2)
 
 
 def test_many_thousand_uses_leave_no_memory_behind(path):

@@ -15,21 +15,40 @@ from collections import namedtuple
 from contextlib import contextmanager
 from enum import IntEnum
 
-MAGIC, LAYOUT = b"DSPYPAGE", 1
+MAGIC, LAYOUT = b"DSPYPAGE", 2
 HEAD = struct.Struct("<8sIIQ")
-PLACES = {"counters": 16, "gauges": 16, "causes": 12}
+PLACES = {"counters": 16, "gauges": 16, "causes": 16, "reasons": 32}
+GPUS, VALUES, PROCESSES = 64, 32, 32
 
 Counter = IntEnum("Counter", "CLAIMED DONE FAILED RETRIED RESTARTS REFUSED", start=0)
 Gauge = IntEnum("Gauge", "PENDING INFLIGHT LIMIT WORKERS STATE LIMIT_REASON DELAYED", start=0)
 Global = IntEnum(
     "Global",
-    "SWEEPS OVERFLOWS LOST_WATCHES DRIFT FSYNCS QUARANTINED UNSCANNED TOTAL_PENDING MAX_PENDING",
+    "SWEEPS OVERFLOWS LOST_WATCHES DRIFT FSYNCS QUARANTINED UNSCANNED TOTAL_PENDING MAX_PENDING TELEMETRY GPU_SAMPLES "
+    "GPU_ERRORS GPU_LOSSES CONTROLLER_STEPS LIMIT_CHANGES SLURM_SUBMITTED SLURM_COMPLETED SLURM_FAILED SLURM_RUNNING "
+    "SLURM_PENDING SLURM_CALLS SLURM_CALL_ERRORS SLURM_GPU_SECONDS",
     start=0,
 )
 Histogram = IntEnum("Histogram", "WAIT RUN", start=0)
 SlotState = IntEnum("SlotState", "EMPTY STARTING IDLE BUSY STOPPING", start=0)
 SlotView = namedtuple("SlotView", "pid incarnation klass state start_ns deadline_ns tasks name")
-GpuView = namedtuple("GpuView", "uuid values at")
+Telemetry = IntEnum("Telemetry", "UNWATCHED WATCHING NO_GPU REBOOT_NEEDED TROUBLED", start=0)
+GpuStatus = IntEnum("GpuStatus", "HEALTHY LOST NEEDS_RESET UNREADABLE", start=0)
+GpuValue = IntEnum(
+    "GpuValue",
+    "UTILIZATION MEMORY_UTILIZATION MEMORY_TOTAL MEMORY_FREE MEMORY_USED MEMORY_RESERVED POWER_W POWER_CAP_W ENERGY_J "
+    "TEMPERATURE_C SLOWDOWN_C SM_CLOCK_MHZ SM_CLOCK_MAX_MHZ MEMORY_CLOCK_MHZ THROTTLE PROCESSES PROCESS_MEMORY MIG "
+    "ECC_CORRECTED ECC_UNCORRECTED FAN COMPUTE_MODE COMPUTE_CAPABILITY",
+    start=0,
+)
+HostValue = IntEnum(
+    "HostValue",
+    "CPUS CPU_BUSY LOAD PSI_CPU PSI_MEMORY PSI_MEMORY_FULL PSI_IO PSI_IO_FULL HOST_MEMORY_LIMIT HOST_MEMORY_FREE "
+    "SWAP_FREE OOM_KILLS",
+    start=0,
+)
+GpuView = namedtuple("GpuView", "uuid values at status parent name bus processes")
+HostView = namedtuple("HostView", "values at")
 EMPTY_SLOT = {
     "pid": 0,
     "incarnation": 0,
@@ -76,15 +95,16 @@ class Page:
             "pid": os.getpid(),
             "started_at": time.time(),
             "heartbeat_ns": 0,
-            "globals": [0] * 32,
+            "globals": [0] * 64,
             "classes": [
                 {key: [0] * count for key, count in PLACES.items()} | {"histograms": [[[0] * 82, 0] for _ in range(2)]}
                 for _ in names
             ],
             "slots": [EMPTY_SLOT] * slots,
-            "gpus": [None] * 16,
+            "gpus": [None] * GPUS,
+            "host": None,
         }
-        size = HEAD.size + 20000 + 8000 * len(names) + 2000 * slots
+        size = HEAD.size + 200000 + 8000 * len(names) + 2000 * slots
         place = os.fsdecode(path)
         folder, name = os.path.split(place)
         unfinished = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
@@ -109,7 +129,7 @@ class Page:
             if head[:8] != MAGIC:
                 raise ValueError(f"{path} is no page of dspy-supervisor: it begins with {head[:8]!r}")
             if len(head) >= 12 and (layout := int.from_bytes(head[8:12], "little")) != LAYOUT:
-                raise ValueError(f"{path} has layout {layout}, this program reads layout 1: restart the supervisor")
+                raise ValueError(f"{path} has layout {layout}, this program reads layout 2: restart the supervisor")
             if len(head) < HEAD.size or os.fstat(descriptor).st_size != HEAD.unpack(head)[3]:
                 raise ValueError(f"{path} is damaged; restart the supervisor")
             return cls._opened(descriptor, writable)
@@ -192,10 +212,18 @@ class Page:
         with self._row(klass, "causes", 0, False) as row:
             return row
 
+    def count_reason(self, klass: int, reason: int) -> None:
+        with self._row(klass, "reasons", reason, True) as row:
+            row[reason] += 1
+
+    def reasons(self, klass: int) -> list[int]:
+        with self._row(klass, "reasons", 0, False) as row:
+            return row
+
     @contextmanager
     def _globals(self, number: int, writing: bool):
         with self._content(writing) as content:
-            if not 0 <= number < 32:
+            if not 0 <= number < 64:
                 raise IndexError(number)
             yield content["globals"]
 
@@ -251,13 +279,15 @@ class Page:
         with self._slot(slot, False) as found:
             return SlotView(**found | {"name": found["name"].encode("latin-1")})
 
-    def gpu_write(self, gpu: int, uuid: bytes, values: tuple[float, ...], at: float) -> None:
-        if not 1 <= len(uuid) <= 100 or len(values) != 7:
-            raise ValueError("expected a uuid of 1 to 100 bytes and 7 values")
+    def gpu_write(self, gpu, uuid, values, at, status=0, parent=-1, name=b"", bus=b"", processes=()) -> None:
+        if not 1 <= len(uuid) <= 100:
+            raise ValueError("expected a uuid of 1 to 100 bytes")
+        places = _places(values)
         with self._content(True) as content:
             if gpu < 0:
                 raise IndexError(gpu)
-            content["gpus"][gpu] = [uuid.decode("latin-1"), values, at]
+            texts = [text.decode("latin-1") for text in (uuid, name[:96], bus[:32])]
+            content["gpus"][gpu] = [*texts, places, at, status, parent, processes[:PROCESSES]]
 
     def gpu_read(self, gpu: int) -> GpuView | None:
         with self._content(False) as content:
@@ -265,5 +295,24 @@ class Page:
                 raise IndexError(gpu)
             if content["gpus"][gpu] is None:
                 return None
-            uuid, values, at = content["gpus"][gpu]
-            return GpuView(uuid.encode("latin-1"), tuple(map(float, values)), at)
+            *texts, values, at, status, parent, processes = content["gpus"][gpu]
+            uuid, name, bus = (text.encode("latin-1") for text in texts)
+            return GpuView(uuid, tuple(values), at, status, parent, name, bus, tuple(map(tuple, processes)))
+
+    def host_write(self, values, at: float) -> None:
+        places = _places(values)
+        with self._content(True) as content:
+            content["host"] = [places, at]
+
+    def host_read(self) -> HostView | None:
+        with self._content(False) as content:
+            return content["host"] and HostView(tuple(content["host"][0]), content["host"][1])
+
+
+def _places(values) -> list[float]:
+    row = [math.nan] * VALUES
+    for number, value in values.items():
+        if number < 0:
+            raise IndexError(number)
+        row[number] = float(value)
+    return row
