@@ -1,0 +1,1 @@
+"""A Slurm cluster on one machine, for development: see ../dev-cluster."""
