@@ -20,16 +20,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from .config_class import BUILT_IN, CLASS_SETTINGS, CLASSES, ClassConfig, class_defaults
 from .config_table import (
-    BUILT_IN,
-    CLASS_SETTINGS,
-    CLASSES,
     MODE_ALIASES,
     MODES,
     SETTINGS,
-    ClassConfig,
     Config,
-    class_defaults,
     default_queue_dir,
     default_runtime_dir,
     differences,

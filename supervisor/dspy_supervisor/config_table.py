@@ -1,7 +1,7 @@
 """Every setting, once: its field is its row of the table, and its name is the same in Config, TOML and `config show`.
 
-A setting ``max_pending`` has the variable DSPY_MAX_PENDING and, as each has, the flag --set max_pending=N. A class has
-its own table, ``[class.gpu]`` in TOML, and its variables are DSPY_GPU_WORKERS and so on.
+A setting ``max_pending`` has the variable DSPY_MAX_PENDING and, as each has, the flag --set max_pending=N. Those of GPUs
+and of Slurm are Config's too, written in config_gpu and config_slurm; those that each class has are in config_class.
 """
 # ruff: noqa: RUF009 (setting() returns dataclasses.field(), which that rule can't see)
 
@@ -14,11 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from .config_class import CLASS_SETTINGS, HANDLER, ClassConfig, class_defaults
+from .config_gpu import GpuSettings
+from .config_slurm import SlurmSettings
 from .setting import (
     choice,
-    number,
-    optional_path,
-    optional_seconds,
+    optional,
     pairs,
     path,
     seconds,
@@ -30,62 +31,12 @@ from .setting import (
     whole,
     words,
 )
-from .task import MAX_ATTEMPTS_RANGE, MAX_TIMEOUT_S, WorkloadClass
 
 MODES = ("laptop", "workstation", "cluster", "cloud")
 #: production without a word of what kind is taken for a cluster, the mode that assumes most of its surroundings
 MODE_ALIASES = {"dev": "laptop", "development": "laptop", "prod": "cluster", "production": "cluster"}
-CLASSES = tuple(str(name) for name in WorkloadClass)
-
-BUILT_IN = ("echo", "call", "command")  #: the handlers that have a short name
-_HANDLER = rf"{'|'.join(BUILT_IN)}|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 _KIND = r"[A-Za-z0-9][\w.-]{0,99}"
 _YEAR = 366 * 86400.0
-_TIB = 1 << 40
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassConfig:
-    """What one class of tasks may use. ``name`` is the class; None as handler: its tasks without a kind wait."""
-
-    name: str
-    handler: str | None = setting(
-        text(_HANDLER, "module:function, or the name of a built-in handler"),
-        "what runs a task of this class that names no kind: module:function, or echo, call, command",
-        None,
-        flag="--handler",
-        live=True,  # only workers load it, and a reload replaces them
-    )
-    workers: int = setting(
-        whole(0, 4096),
-        "worker processes of this class, and so tasks at once; default: max_concurrency for cpu_short and cpu_long, "
-        "the same for gpu with enable_gpu and else 1, none for gpu_slurm",
-        1,
-        flag="--workers",
-        live=True,
-    )
-    weight: float = setting(number(0.001, 1000), "share of the feeding when total_limit binds", 1.0, live=True)
-    timeout_s: float | None = setting(
-        optional_seconds(MAX_TIMEOUT_S), "time limit of an attempt where the task names none", None, live=True
-    )
-    max_attempts: int = setting(
-        whole(*MAX_ATTEMPTS_RANGE), "attempts of a task that fails, where it names no bound itself", 3, live=True
-    )
-    max_crashes: int = setting(whole(1, 1000), "workers a task may kill before it is failed", 3, live=True)
-    max_tasks: int = setting(whole(0, 10**9, "never"), "a worker is replaced after this many tasks", 0, live=True)
-    max_age_s: float = setting(seconds(1, _YEAR, "never"), "a worker is replaced at this age", 0.0, live=True)
-    max_rss_bytes: int = setting(size(1 << 20, _TIB, "never"), "a worker is replaced above this memory", 0, live=True)
-    keep_children: bool = setting(truth(), "leave a task's own processes alive after its end", False, live=True)
-
-
-def class_defaults(max_concurrency: int = 1, enable_gpu: bool = False) -> dict[str, dict[str, Any]]:
-    """Return what a class has by its nature: its workers, and for short tasks a time limit that frees a stuck slot."""
-    return {
-        "cpu_short": {"workers": max_concurrency, "timeout_s": 300.0},
-        "cpu_long": {"workers": max_concurrency},
-        "gpu": {"workers": max_concurrency if enable_gpu else 1},
-        "gpu_slurm": {"workers": 0},
-    }
 
 
 def _default_classes() -> Mapping[str, ClassConfig]:
@@ -93,7 +44,7 @@ def _default_classes() -> Mapping[str, ClassConfig]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(GpuSettings, SlurmSettings):
     """All settings of one supervisor or client, checked; paths are absolute. Only the two folders have no default."""
 
     mode: str = setting(
@@ -124,12 +75,18 @@ class Config:
         modes={"laptop": 1, "workstation": 4, "cluster": 16, "cloud": 16},
         live=True,
     )
-    enable_gpu: bool = setting(
-        truth(),
-        "this host has GPUs to use",
-        False,
-        modes=dict.fromkeys(("workstation", "cluster", "cloud"), True),
+    policy: str = setting(
+        choice("fixed", "plan", "watermark", "gradient", "adaptive"),
+        "how many tasks of a class run at once: fixed, as many as it has workers; the others follow GPUs, host and run "
+        "times between limit_min and limit_max",
+        "adaptive",
+        modes={"laptop": "fixed"},
+        flag="--policy",
         live=True,
+    )
+    controller_interval_s: float = setting(seconds(0.1, 60), "time between two steps of the policy", 2.0, live=True)
+    record_windows: Path | None = setting(
+        optional(path()), "keep what the policy saw in this file, for `simulate --replay`; bounded", None, live=True
     )
     total_limit: int = setting(whole(0, 65536, "none"), "tasks at once over all classes", 0, live=True)
     durability: str | None = setting(
@@ -150,7 +107,7 @@ class Config:
         live=True,
     )
     kind_handlers: Mapping[str, str] = setting(
-        pairs(_KIND, _HANDLER, "KIND=module:function"),
+        pairs(_KIND, HANDLER, "KIND=module:function"),
         "kinds of your own that a task may name, and what runs each",
         MappingProxyType({}),
         live=True,
@@ -201,7 +158,7 @@ class Config:
         flag="--log-level",
         live=True,
     )
-    log_file: Path | None = setting(optional_path(), "log to this file; none: standard error", None, flag="--log-file")
+    log_file: Path | None = setting(optional(path()), "log to this file; none: standard error", None, flag="--log-file")
     compat_files: bool = setting(
         truth(), "keep runner_metrics.json in the queue's folder, for older dashboards", True, live=True
     )
@@ -217,7 +174,6 @@ class Config:
 
 
 SETTINGS = settings(Config)
-CLASS_SETTINGS = settings(ClassConfig)
 
 
 def default_queue_dir(environ: Mapping[str, str]) -> Path:

@@ -7,6 +7,7 @@ expects, so that one refusal reads the same wherever the value came from.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
+_SIZE = r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?b)?"
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -47,16 +48,18 @@ def setting(kind: Kind, help: str, default: object = dataclasses.MISSING, **more
 
 
 def settings(table: type[Any]) -> dict[str, Setting]:
-    """Return the settings of a dataclass by name, in the order they are written."""
-    return {f.name: f.metadata["setting"] for f in dataclasses.fields(table) if "setting" in f.metadata}
+    """Return the settings of a dataclass by name, in the order they are written, its own before those of its bases."""
+    fields = {f.name: f for f in dataclasses.fields(table) if "setting" in f.metadata}
+    names = (name for owner in table.__mro__ for name in inspect.get_annotations(owner))
+    return {name: fields[name].metadata["setting"] for name in names if name in fields}
 
 
 def text(pattern: str, expected: str) -> Kind:
     """Text that matches the whole pattern."""
-    compiled = re.compile(pattern)
 
     def read(value: object) -> str:
-        if not isinstance(value, str) or compiled.fullmatch(value) is None:
+        # Compiled when it is first used: all patterns of the table together would cost each command 20 ms.
+        if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
             raise ValueError
         return value
 
@@ -127,7 +130,7 @@ def size(lowest: int, highest: int, zero: str = "") -> Kind:
 
     def read(value: object) -> int:
         if isinstance(value, str):
-            match = _SIZE.fullmatch(value.strip())
+            match = re.fullmatch(_SIZE, value.strip(), re.IGNORECASE)
             if match is None:
                 raise ValueError
             value = round(float(match[1]) * 1024 ** _POWER[match[2].lower()])
@@ -170,19 +173,17 @@ def path() -> Kind:
     return Kind("a path", read)
 
 
-def optional_path() -> Kind:
-    """A path, or None, written as none."""
-    inner = path()
+def optional(kind: Kind) -> Kind:
+    """What another kind takes, or None, written as none."""
 
     def read(value: object) -> object:
-        return None if isinstance(value, str) and value.strip().lower() == "none" else inner.read(value)
+        return None if isinstance(value, str) and value.strip().lower() == "none" else kind.read(value)
 
-    return Kind("a path, or none", read)
+    return Kind(f"{kind.expected}, or none", read)
 
 
 def words(pattern: str, expected: str) -> Kind:
     """Names: a list in TOML, with commas between them elsewhere; an empty text is an empty list."""
-    compiled = re.compile(pattern)
 
     def read(value: object) -> tuple[str, ...]:
         if isinstance(value, str):
@@ -190,7 +191,7 @@ def words(pattern: str, expected: str) -> Kind:
         if not isinstance(value, list | tuple):
             raise TypeError
         for part in value:
-            if not isinstance(part, str) or compiled.fullmatch(part) is None:
+            if not isinstance(part, str) or re.fullmatch(pattern, part) is None:
                 raise ValueError
         return tuple(value)
 
@@ -199,16 +200,32 @@ def words(pattern: str, expected: str) -> Kind:
 
 def pairs(name: str, value: str, expected: str) -> Kind:
     """Names with a value each: a table in TOML, NAME=VALUE with commas between them elsewhere."""
-    names, values = re.compile(name), re.compile(value)
 
     def read(given: object) -> Mapping[str, str]:
-        if isinstance(given, str):
-            given = dict(part.strip().split("=", 1) for part in given.split(",") if part.strip())
-        if not isinstance(given, Mapping):
-            raise TypeError
-        for key, inner in given.items():
-            if names.fullmatch(key) is None or not isinstance(inner, str) or values.fullmatch(inner) is None:
+        table = _table(given)
+        for key, inner in table.items():
+            if re.fullmatch(name, key) is None or not isinstance(inner, str) or re.fullmatch(value, inner) is None:
                 raise ValueError
-        return MappingProxyType(dict(given))
+        return MappingProxyType({key: str(inner) for key, inner in table.items()})
 
     return Kind(f"{expected}, with commas between them", read)
+
+
+def table(kinds: Mapping[str, Kind]) -> Kind:
+    """Values by name, each as its kind reads it: a table in TOML, NAME=VALUE with commas between them elsewhere."""
+
+    def read(given: object) -> Mapping[str, object]:
+        values = _table(given)
+        if not values.keys() <= kinds.keys():
+            raise ValueError
+        return MappingProxyType({name: kinds[name].read(value) for name, value in values.items()})
+
+    return Kind(f"NAME=VALUE with commas between them, the names among {', '.join(kinds)}", read)
+
+
+def _table(given: object) -> Mapping[str, object]:
+    if isinstance(given, str):
+        return dict(part.strip().split("=", 1) for part in given.split(",") if part.strip())
+    if not isinstance(given, Mapping):
+        raise TypeError
+    return given

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from dspy_supervisor.config import CLASSES, MODES, Config, differences, flat, load, notify_environment
-from dspy_supervisor.config_table import CLASS_SETTINGS, SETTINGS, variable
+from dspy_supervisor.config_class import CLASS_SETTINGS
+from dspy_supervisor.config_table import SETTINGS, variable
 from dspy_supervisor.errors import ConfigError
 
 

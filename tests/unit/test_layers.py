@@ -15,7 +15,18 @@ import pytest
 LAYERS = {
     "words": {"errors", "task"},
     "rules": {
-        *("setting", "config_table", "config", "filesystem", "log", "proctree", "runtime"),
+        *(
+            "setting",
+            "config_slurm",
+            "config_gpu",
+            "config_class",
+            "config_table",
+            "config",
+            "filesystem",
+            "log",
+            "proctree",
+            "runtime",
+        ),
         *("layout", "record", "taskqueue", "lookup", "producer", "pause", "census"),
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
         "limit",
