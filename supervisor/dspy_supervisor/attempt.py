@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from .cuda_errors import raised_out_of_memory
 from .parts import Handler, HandlerFailure, Retry, Task, TaskRefused
 from .task import Cause
 
@@ -217,6 +218,8 @@ def _describe(exc: BaseException) -> Outcome:
         cause = Cause.REFUSED
     elif isinstance(exc, Retry):
         retry_delay_s = exc.delay_s
+    elif raised_out_of_memory(exc):
+        cause, details = Cause.OUT_OF_MEMORY, {"memory": "gpu"}
     elif isinstance(exc, MemoryError):
         cause = Cause.OUT_OF_MEMORY
     elif isinstance(exc, SystemExit):

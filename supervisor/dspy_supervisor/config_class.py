@@ -53,6 +53,12 @@ class ClassConfig:
         whole(*MAX_ATTEMPTS_RANGE), "attempts of a task that fails, where it names no bound itself", 3, live=True
     )
     max_crashes: int = setting(whole(1, 1000), "workers a task may kill before it is failed", 3, live=True)
+    max_ooms: int = setting(
+        whole(1, 1000),
+        "attempts of a task that may end out of memory, counted apart from the others; its own max_attempts bounds them",
+        5,
+        live=True,
+    )
     max_tasks: int = setting(whole(0, 10**9, "never"), "a worker is replaced after this many tasks", 0, live=True)
     max_age_s: float = setting(seconds(1, _YEAR, "never"), "a worker is replaced at this age", 0.0, live=True)
     max_rss_bytes: int = setting(size(1 << 20, _TIB, "never"), "a worker is replaced above this memory", 0, live=True)

@@ -17,6 +17,7 @@ from .task import Cause, TaskName
 FINAL = frozenset({Cause.REFUSED, Cause.CANCELLED, Cause.DELIVERIES})
 #: these are not the task's fault and charge no attempt of its budget, only a delivery
 BLAMELESS = frozenset({Cause.LOST})
+_NO_FAULTS = BLAMELESS | {Cause.OUT_OF_MEMORY}  # that has a budget of its own
 #: in these the worker itself died under the task
 DEATHS = frozenset({Cause.SIGNAL, Cause.EXIT, Cause.OUT_OF_MEMORY})
 
@@ -30,6 +31,7 @@ class Budget:
     max_deliveries: int  #: attempts of any kind
     base_s: float  #: first back-off, seconds
     cap_s: float  #: longest back-off, seconds
+    max_ooms: int = 5  #: attempts that may end out of memory: who else used it is chance, so they are counted apart
 
 
 def budget_of(config: Config, settings: ClassConfig, own: int | None = None) -> Budget:
@@ -37,9 +39,10 @@ def budget_of(config: Config, settings: ClassConfig, own: int | None = None) -> 
     return Budget(
         max_attempts=settings.max_attempts if own is None else own,
         max_crashes=settings.max_crashes if own is None else min(settings.max_crashes, own),
-        max_deliveries=max(config.max_deliveries, settings.max_attempts, own or 0),
+        max_deliveries=max(config.max_deliveries, settings.max_attempts, settings.max_ooms, own or 0),
         base_s=config.retry_base_s,
         cap_s=config.retry_cap_s,
+        max_ooms=settings.max_ooms if own is None else min(settings.max_ooms, own),
     )
 
 
@@ -67,10 +70,13 @@ def decide(
         return Verdict(cause)
     if died and cause in DEATHS and name.crashes + 1 >= budget.max_crashes:
         return Verdict(cause)
-    faults = sum(earlier not in BLAMELESS for earlier in past)
+    if cause is Cause.OUT_OF_MEMORY:
+        faults, bound = sum(earlier is Cause.OUT_OF_MEMORY for earlier in past), budget.max_ooms
+    else:
+        faults, bound = sum(earlier not in _NO_FAULTS for earlier in past), budget.max_attempts
     if len(past) >= MAX_HISTORY:  # those before are not told of any more: they count, or a high bound is never reached
         faults += name.attempt - len(past)
-    if cause not in BLAMELESS and faults + 1 >= budget.max_attempts:
+    if cause not in BLAMELESS and faults + 1 >= bound:
         return Verdict(cause)
     if name.attempt + 1 >= budget.max_deliveries:
         return Verdict(Cause.DELIVERIES)

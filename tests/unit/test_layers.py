@@ -29,7 +29,7 @@ LAYERS = {
         ),
         *("layout", "record", "taskqueue", "lookup", "producer", "pause", "census"),
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
-        "limit",
+        *("limit", "devices", "cuda_errors"),
     },
     "sockets": {"parts"},
     "actors": {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 BUDGET = Budget(max_attempts=3, max_crashes=3, max_deliveries=20, base_s=1.0, cap_s=60.0)
-FAULTS = [Cause.RAISED, Cause.TIMEOUT, Cause.SIGNAL, Cause.EXIT, Cause.OUT_OF_MEMORY, Cause.INVALID_RESULT]
+FAULTS = [Cause.RAISED, Cause.TIMEOUT, Cause.SIGNAL, Cause.EXIT, Cause.INVALID_RESULT]
 
 
 def run(causes, budget=BUDGET, **options):
@@ -28,6 +28,19 @@ def run(causes, budget=BUDGET, **options):
 @pytest.mark.parametrize("cause", FAULTS)
 def test_a_fault_is_tried_so_often_and_no_more(cause):
     assert run([cause]) == (3, cause)
+
+
+def test_memory_that_ran_out_has_a_budget_of_its_own():
+    assert run([Cause.OUT_OF_MEMORY]) == (5, Cause.OUT_OF_MEMORY)
+    # neither counts for the other: two of each, and then the third that raises
+    assert run([Cause.OUT_OF_MEMORY, Cause.RAISED, Cause.OUT_OF_MEMORY, Cause.RAISED, Cause.RAISED]) == (
+        5,
+        Cause.RAISED,
+    )
+
+
+def test_a_worker_that_the_kernel_kills_for_memory_counts_as_a_death_too():
+    assert run([Cause.OUT_OF_MEMORY], died=True) == (3, Cause.OUT_OF_MEMORY)
 
 
 @pytest.mark.parametrize("cause", [Cause.REFUSED, Cause.CANCELLED, Cause.DELIVERIES])
@@ -74,17 +87,19 @@ def test_a_handler_may_say_how_long_to_wait(wanted, waits):
 
 
 @pytest.mark.parametrize(
-    ("settings", "own", "attempts", "crashes", "deliveries"),
+    ("settings", "own", "attempts", "crashes", "ooms", "deliveries"),
     [
-        ((3, 3), None, 3, 3, 20),
-        ((3, 3), 1, 1, 1, 20),
-        ((3, 3), 50, 50, 3, 50),
-        ((40, 3), None, 40, 3, 40),
-        ((40, 3), 2, 2, 2, 40),
+        ((3, 3, 5), None, 3, 3, 5, 20),
+        ((3, 3, 5), 1, 1, 1, 1, 20),
+        ((3, 3, 5), 50, 50, 3, 5, 50),
+        ((40, 3, 5), None, 40, 3, 5, 40),
+        ((40, 3, 5), 2, 2, 2, 2, 40),
+        ((3, 3, 30), None, 3, 3, 30, 30),
     ],
 )
-def test_the_task_may_bound_itself_and_every_bound_can_be_reached(settings, own, attempts, crashes, deliveries):
+def test_the_task_may_bound_itself_and_every_bound_can_be_reached(settings, own, attempts, crashes, ooms, deliveries):
     config = SimpleNamespace(max_deliveries=20, retry_base_s=1.0, retry_cap_s=300.0)
-    klass = SimpleNamespace(max_attempts=settings[0], max_crashes=settings[1])
+    klass = SimpleNamespace(max_attempts=settings[0], max_crashes=settings[1], max_ooms=settings[2])
     budget = budget_of(config, klass, own)
-    assert (budget.max_attempts, budget.max_crashes, budget.max_deliveries) == (attempts, crashes, deliveries)
+    found = (budget.max_attempts, budget.max_crashes, budget.max_ooms, budget.max_deliveries)
+    assert found == (attempts, crashes, ooms, deliveries)

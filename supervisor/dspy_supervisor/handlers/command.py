@@ -19,7 +19,7 @@ import select
 import signal
 import stat
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ import orjson
 from dspy_fastpath.process import spawn
 
 from .. import proctree
+from ..cuda_errors import is_out_of_memory
 from ..parts import JSON, Handler, HandlerFailure, Task
 from ..task import MAX_TIMEOUT_S, Cause
 
@@ -289,6 +290,9 @@ class _Program:
     def _outcome(self) -> JSON:
         assert self._status is not None
         code = os.waitstatus_to_exitcode(self._status)
+        if code and any(output.tells(is_out_of_memory) for output in self._outputs):
+            how = f"ended with exit code {code}" if code > 0 else f"was killed by {_signal_name(-code)}"
+            raise self._failure(Cause.OUT_OF_MEMORY, f"{self._name} {how}, out of GPU memory", memory="gpu")
         if code < 0:
             name = _signal_name(-code)
             hint = ", perhaps for memory" if name == "SIGKILL" else ""
@@ -321,8 +325,8 @@ class _Program:
             facts |= output.facts()
         return facts
 
-    def _failure(self, cause: Cause, message: str) -> HandlerFailure:
-        return HandlerFailure(cause, message, self._facts())
+    def _failure(self, cause: Cause, message: str, **more: JSON) -> HandlerFailure:
+        return HandlerFailure(cause, message, self._facts() | more)
 
     def _watch(self, descriptor: int, events: int, output: _Output | None = None) -> None:
         self._open[descriptor] = output
@@ -385,6 +389,10 @@ class _Output:
         """Return the end of the last line that is not empty, to be shown beside an exit code."""
         lines = self._text().strip().splitlines()
         return lines[-1].strip()[-200:] if lines else ""
+
+    def tells(self, asked: Callable[[str], bool]) -> bool:
+        """Whether the end of what was printed says so."""
+        return asked(self._text())
 
     def facts(self) -> dict[str, JSON]:
         name = self._name
