@@ -183,9 +183,10 @@ def supervisors(folder: Path) -> Iterator[Start]:
         environ: Mapping[str, str] | None = None,
         prefix: tuple[str, ...] = (),  # a program that runs it, as ("strace", "-f")
         ready: bool = True,
+        program: str = "dspy_supervisor",  # the module that is run
     ) -> Supervised:
         queue, runtime = queue or folder / "queue", runtime or folder / "run"
-        command = [*prefix, sys.executable, "-m", "dspy_supervisor", "start"]
+        command = [*prefix, sys.executable, "-m", program, "start"]
         command += ["--queue-dir", str(queue), "--runtime-dir", str(runtime), "--instance", instance]
         for name, handler in (handlers or {"cpu_short": "echo"}).items():
             command += ["--handler", f"{name}={handler}"]

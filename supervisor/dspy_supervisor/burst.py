@@ -28,7 +28,7 @@ class Burst:
         pools, backlogs = supervisor.pools, supervisor.backlogs
         if supervisor.sweeper.missing or intake.unread or intake.delayed or intake.suspects or intake.trouble:
             return None
-        if supervisor.unsettled or any(pool.inflight or pool.trouble for pool in pools.values()):
+        if supervisor.unsettled or any(supervisor.inflight(pool) or pool.trouble for pool in pools.values()):
             return None
         left = {name: len(backlog) for name, backlog in backlogs.items() if backlog}
         if any(not pools[name].failed and not pools[name].paused for name in left):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from .backlog import Backlog, Shares
+from .carrier import Carrier
 from .pool import Pool, Worker
 from .reactor import Reactor
 
@@ -20,11 +21,12 @@ class Feeder:
         reactor: Reactor,
         pools: Mapping[str, Pool],
         backlogs: Mapping[str, Backlog],
+        carriers: Mapping[str, Carrier],
         *,
         see: Callable[[str], object],  # looks at a name of pending/ again
         show: Callable[[], object],  # called at every tick
     ) -> None:
-        self._reactor, self._pools, self._backlogs = reactor, pools, backlogs
+        self._reactor, self._pools, self._backlogs, self._carriers = reactor, pools, backlogs, carriers
         self._see, self._show = see, show
         self.total_limit = 0  #: tasks at once over all classes; 0: none
         self._shares = Shares(dict.fromkeys(pools, 1.0))
@@ -53,6 +55,7 @@ class Feeder:
 
     def pump(self) -> None:
         """Feed whoever can take something."""
+        self._hand_over()
         if self.total_limit:
             self._pump_by_weight()
             return
@@ -61,6 +64,19 @@ class Feeder:
             pool = self._pools[name]
             while backlog and (offer := pool.hungry(len(backlog))):
                 self._feed(pool, backlog, *offer)
+
+    def _hand_over(self) -> None:
+        """Give the services that carry tasks elsewhere what they have room for."""
+        for name, carrier in self._carriers.items():
+            backlog = self._backlogs[name]
+            while backlog and (room := carrier.room):
+                files: list[str] = []
+                while len(files) < room and (file := backlog.pop()) is not None:
+                    files.append(file)
+                if not carrier.feed(files):
+                    for file in files:
+                        self._see(file)
+                    break
 
     def _pump_by_weight(self) -> None:
         while self.inflight < self.total_limit:

@@ -13,6 +13,7 @@ import signal
 from typing import NoReturn
 
 from . import proctree
+from .birth import fork
 
 
 class Guard:
@@ -31,14 +32,7 @@ class Guard:
         self._let_go()
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
-            # As with a worker: signals wait until the child has dropped our handlers.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            try:
-                self.pid = os.fork()
-                if not self.pid:
-                    _watch(reader, self._node)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            self.pid = fork(lambda: _watch(reader, self._node))
         except OSError:
             os.close(writer)
             raise

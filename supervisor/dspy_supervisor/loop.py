@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from dspy_fastpath.counters import Counter, Gauge, Global, Page
 from . import proctree
 from .backlog import Backlog
 from .burst import Burst
+from .carrier import CARRIED, Carrier
 from .channel import Kind, Report
 from .compat import CompatFiles
 from .config import Config, Loaded, notify_environment
 from .control import Control
+from .dispatch import Dispatch
 from .errors import ServiceUnavailable
 from .feeder import Feeder
 from .guard import Guard
@@ -40,6 +42,7 @@ from .recovery import clear_old
 from .requests import requests
 from .runtime import make_runtime_folder
 from .settle import recover, settle_death
+from .sidecar import Crew, Sidecar
 from .sweeper import Sweeper
 from .task import Cause
 from .taskqueue import TaskQueue
@@ -49,6 +52,7 @@ SLOTS = 1024  #: workers of one supervisor
 _TROUBLE_S = 5.0  # before a class that met an error of ours tries again
 _CLEAR_S = 3600.0
 _LONGEST_S = 60.0  # of a wait for events
+_STEER_S = 5.0  # between two looks at whether the controller still steers
 _STRAY_S = 1.0  # that the loop waits for a killed process to go
 
 
@@ -66,20 +70,22 @@ class Supervisor:
         self._stem = config.runtime_dir / f"{self.layout.queue_id}.{config.instance}"
         self.presence = Presence(self.layout, self._stem.with_name(self._stem.name + ".lock"))
         self.queue = TaskQueue(self.layout, max_bytes=config.max_task_bytes, max_depth=config.max_depth)
-        self.page = Page.create(
-            self._stem.with_name(self._stem.name + ".page"), self.layout.queue_id, tuple(config.classes), SLOTS
-        )
+        self.page = Page.create(self.page_path, self.layout.queue_id, tuple(config.classes), SLOTS)
         self._slots = list(range(SLOTS - 1, -1, -1))
         self.fed: set[str] = set()
         self.pools = {
             name: Pool(self, index, settings) for index, (name, settings) in enumerate(config.classes.items())
         }
         self.backlogs = {name: Backlog(config.ageing_s) for name in self.pools}
+        self.crew = Crew(self)
+        self.carriers = {
+            name: Carrier(self.crew, service, self.pools[name], self.fed) for name, service in CARRIED.items()
+        }
         self.undertaker = Undertaker(self.queue, self.presence)
         self.guard_process = Guard(self.presence.node)
         self.pause = Pause(self.layout)
         self.compat = self._new_compat()
-        self.feeder = Feeder(self.reactor, self.pools, self.backlogs, see=self._see, show=self.show)
+        self.feeder = Feeder(self.reactor, self.pools, self.backlogs, self.carriers, see=self._see, show=self.show)
         self.intake = Intake(
             self.queue,
             self.page,
@@ -99,6 +105,7 @@ class Supervisor:
         self.exit_code = 0
         self.unsettled: list[tuple[Pool, Worker, Death]] = []  # the disk did not take what became of their tasks
         self.orders = Orders(self)
+        self.dispatch = Dispatch(self)
         self.burst = Burst(self)
         self._watch_descriptor: int | None = None
 
@@ -106,6 +113,11 @@ class Supervisor:
     def socket_path(self) -> Path:
         """Where this supervisor listens."""
         return self._stem.with_name(self._stem.name + ".sock")
+
+    @property
+    def page_path(self) -> Path:
+        """Where the shared page lies."""
+        return self._stem.with_name(self._stem.name + ".page")
 
     # -- the life ----------------------------------------------------------------------------------------------------------
 
@@ -128,8 +140,10 @@ class Supervisor:
         recover(self)
         self.watch()
         self.orders.apply_pause()
+        self.crew.start()
         for pool in self.pools.values():
             pool.adjust()
+        self._every(_STEER_S, lambda: self.orders.decay(time.monotonic()))
         self.sweeper.look_at_others()
         self.reactor.call_later(self.sweeper.interval_s, self.sweeper.sweep)
         self._every(_CLEAR_S, lambda: self.guard(lambda: clear_old(self.layout)))
@@ -157,12 +171,14 @@ class Supervisor:
         )
         for pool in self.pools.values():
             pool.drain()
+        self.crew.stop()
         self.reactor.call_later(
             drain_s, lambda: self._end_running(f"it did not end within the {drain_s:g} s of the drain")
         )
 
     def close(self) -> None:
         """Give everything back; children that are left are killed."""
+        self.crew.end_now()
         for pool in self.pools.values():
             pool.end_now("the supervisor ended")
         self._control.close()
@@ -196,9 +212,10 @@ class Supervisor:
                 self.exit_code = ServiceUnavailable.exit_code
                 log.error("tasks_left", tasks=left.tasks, reasons=left.reasons)
             self.stop()
-        return self.stopping and not any(pool.workers for pool in self.pools.values())
+        return self.stopping and not self.crew.pids and not any(pool.workers for pool in self.pools.values())
 
     def _end_running(self, why: str, *, at_once: bool = False) -> None:
+        self.crew.end_now()
         for pool in self.pools.values():
             for worker in list(pool.workers):
                 pool.doom(worker, Cause.LOST, why, at_once=at_once)
@@ -207,6 +224,8 @@ class Supervisor:
 
     def has_idle(self) -> bool:
         """Whether a class could run tasks and knows of none."""
+        if any(carrier.room and not self.backlogs[name] for name, carrier in self.carriers.items()):
+            return True
         return any(
             pool.limit and not (self.backlogs[name] or pool.paused or pool.failed) for name, pool in self.pools.items()
         )
@@ -217,6 +236,8 @@ class Supervisor:
     def why_held(self, task: Claim) -> str:
         """Return why a task can't run under this configuration, or nothing."""
         kind, settings = task.fields.kind, self.config.classes[task.workload.value]
+        if (carrier := self.carriers.get(settings.name)) and carrier.is_on:
+            return ""
         enabled = (*self.config.kinds, *self.config.kind_handlers)
         if kind is not None and kind not in enabled:
             return f"kind {kind!r} is not enabled here (kinds = {', '.join(enabled) or 'none'})"
@@ -265,6 +286,15 @@ class Supervisor:
                 return
             if self.guard(partial(settle_death, self, *entry)):
                 self.unsettled.remove(entry)
+
+    def heard(self, sidecar: Sidecar, message: Mapping[str, Any]) -> None:
+        """A service said something."""
+        self.dispatch.heard(sidecar, message)
+
+    def ended(self, sidecar: Sidecar) -> None:
+        """A service is gone, and was reaped."""
+        self.dispatch.ended(sidecar)
+        self._reap_strays()
 
     def take_slot(self) -> int:
         """Return a free slot of the shared page."""
@@ -360,7 +390,7 @@ class Supervisor:
         try:
             self.guard_process.renew()
             keep = {worker.pid for pool in self.pools.values() for worker in pool.workers}
-            proctree.reap_orphans(keep | {self.guard_process.pid}, _STRAY_S)
+            proctree.reap_orphans(keep | self.crew.pids | {self.guard_process.pid}, _STRAY_S)
         except OSError as error:  # it waits for a disk, or we are out of descriptors: the next death tries again
             log.warning("stray_left", error=str(error))
 
@@ -370,11 +400,17 @@ class Supervisor:
         for name, pool in self.pools.items():
             pending = self.intake.pending_of(name)
             self.page.set(pool.klass, Gauge.PENDING, pending)
-            self.page.set(pool.klass, Gauge.INFLIGHT, pool.inflight)
+            inflight = self.inflight(pool)
+            self.page.set(pool.klass, Gauge.INFLIGHT, inflight)
             self.page.set(pool.klass, Gauge.WORKERS, len(pool.workers))
-            depths[name] = pending + pool.inflight
+            depths[name] = pending + inflight
         self.page.set_global(Global.UNSCANNED, int(self.intake.unread))
         self.compat.show(depths)
+
+    def inflight(self, pool: Pool) -> int:
+        """Tasks of a class that run, here or elsewhere."""
+        carrier = self.carriers.get(pool.name)
+        return pool.inflight + (carrier.inflight if carrier else 0)
 
     def _say_start(self) -> None:
         filesystem, config = self.layout.filesystem, self.config
@@ -395,6 +431,8 @@ class Supervisor:
         """Let the feeder know limits and weights."""
         weights = {name: settings.weight for name, settings in self.config.classes.items()}
         self.feeder.configure(self.config.total_limit, weights)
+        for carrier in self.carriers.values():
+            carrier.window = getattr(self.config, "slurm_max_jobs", 100)
 
     def _new_compat(self) -> CompatFiles:
         return CompatFiles(self.layout, metrics=self.config.compat_files, actions=self.config.action_log)

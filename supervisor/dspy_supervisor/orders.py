@@ -5,6 +5,7 @@ Signals and the control socket both come here. What can't be done is refused bef
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from dspy_fastpath.counters import Gauge
@@ -12,10 +13,12 @@ from dspy_fastpath.counters import Gauge
 from .config import differences
 from .errors import SupervisorError
 from .log import configure, log, reopen
+from .task import WorkloadClass
 
 if TYPE_CHECKING:
     from .loop import Supervisor
 
+_STEERED_S = 30.0  # a controller says something about each class far more often
 MAX_LIMIT = 256  #: tasks of one class at once that signals can reach
 
 
@@ -24,6 +27,9 @@ class Orders:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self.pinned: set[str] = set()  #: classes whose limit was set by hand, until a reload
+        self.reasons: dict[str, tuple[str, str]] = {}  #: class to the word and the text of why its limit is what it is
+        self._steered_at = 0.0  # monotonic seconds; 0: never
 
     def reload(self) -> dict[str, Any]:
         """Read the configuration anew; apply what can be applied, and return what was and what needs a restart.
@@ -35,12 +41,14 @@ class Orders:
         live, restart = differences(supervisor.config, loaded.config)
         configure(loaded.config.log_level, loaded.config.log_file)
         supervisor.loaded, supervisor.config = loaded, loaded.config
+        self.pinned.clear()
         for name, pool in supervisor.pools.items():
             before, pool.settings = pool.settings, loaded.config.classes[name]
             if before.workers != pool.settings.workers:
                 self.set_limit(name, pool.settings.workers, "reload")
             pool.renew = pool.renew or bool(live)
             pool.mend()
+        supervisor.crew.apply(changed=bool(live))
         supervisor.configure_feeder()
         supervisor.intake.partial_grace_s = loaded.config.partial_grace_s
         supervisor.intake.reconsider()
@@ -68,18 +76,51 @@ class Orders:
             log.error("reopen_refused", error=str(error), next="going on in the file that is open")
 
     def set_limit(self, name: str, limit: int, why: str) -> None:
-        """Let so many tasks of a class run at once."""
+        """Let so many tasks of a class run at once, in as many workers."""
         supervisor = self._supervisor
         pool = supervisor.pools[name]
         log.info("limit", klass=name, before=pool.limit, now=limit, reason=why)
         supervisor.page.set(pool.klass, Gauge.LIMIT, limit)
+        self.reasons[name] = (why, why)
+        pool.size = limit
         pool.adjust()
         supervisor.intake.reconsider()
+
+    def steer(self, name: str, limit: int, reason: str, why: str) -> None:
+        """Take the controller's limit of a class, within the class's bounds; one that was set by hand stays.
+
+        ``reason`` is one of the controller's words, ``why`` says it with figures.
+        """
+        self._steered_at = time.monotonic()
+        if name not in self.pinned:
+            self._turn_to(name, limit, reason, why)
+
+    def decay(self, now: float) -> None:
+        """Go slowly to a limit that is safe without a controller, where that fell silent; called every few seconds."""
+        if not self._steered_at or now - self._steered_at < _STEERED_S:
+            return
+        for name, pool in self._supervisor.pools.items():
+            if name not in self.pinned and pool.limit > max(1, pool.settings.workers // 2):
+                self._turn_to(name, pool.limit - 1, "silent", "the controller is silent")
+
+    def _turn_to(self, name: str, limit: int, reason: str, why: str) -> None:
+        supervisor = self._supervisor
+        pool = supervisor.pools[name]
+        before, limit = pool.limit, max(min(1, pool.settings.workers), min(limit, pool.settings.workers))
+        self.reasons[name] = (reason, why)
+        if limit == before:
+            return
+        log.info("limit", klass=name, before=before, now=limit, reason=reason, why=why)
+        supervisor.page.set(pool.klass, Gauge.LIMIT, limit)
+        if name == WorkloadClass.GPU:  # a worker that waits holds memory of the GPU
+            pool.size = limit
+            pool.adjust()
 
     def shift_limits(self, step: int) -> None:
         """Raise or lower the limit of every class that has one, to 1 at least."""
         for name, pool in self._supervisor.pools.items():
             if pool.limit:
+                self.pinned.add(name)
                 self.set_limit(name, max(1, min(MAX_LIMIT, pool.limit + step)), "signal")
 
     def apply_pause(self) -> None:

@@ -1,4 +1,4 @@
-"""The socket a handler fits into: the task it gets, what it may return and raise, and how it is found by name.
+"""The two sockets: what a handler gets, returns and raises, what a service gets, and how each is found by name.
 
 A handler is any callable that takes a :class:`Task` and returns JSON (or a coroutine of it)::
 
@@ -27,6 +27,9 @@ from .task import MAX_TIMEOUT_S, Cause
 
 if TYPE_CHECKING:
     from dspy_fastpath.envelope import Fields
+
+    from .config import Config
+    from .link import Link
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -77,6 +80,24 @@ class Task:
 
 
 Handler: TypeAlias = Callable[[Task], "JSON | Awaitable[JSON]"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePost:
+    """What a service is told at its birth. It opens the queue and the page itself, and dies with its supervisor."""
+
+    name: str
+    config: Config
+    queue_dir: Path
+    queue_id: str
+    node: str  #: of its supervisor; it lives as long as that does
+    owner: str  #: a folder of claimed/ that nobody used before, where it may keep claims of its own
+    page: Path  #: of the shared page
+    link: Link
+
+
+#: A process beside the workers. It speaks on its link at least every `link.ALIVE_S`, and returns its exit code when told to.
+Service: TypeAlias = Callable[[ServicePost], int]
 
 
 class TaskRefused(Exception):

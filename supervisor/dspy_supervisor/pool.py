@@ -8,12 +8,10 @@ fed but not claimed are in pending/ still, and go back to the backlog.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import random
 import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from typing import NamedTuple, Protocol
 from dspy_fastpath.counters import Counter, Gauge, Page, SlotState
 
 from . import proctree
+from .birth import fork
 from .channel import LONG_S, MAX_NAMES, MAX_PACKET, SHORT_S, Kind, Report, pack_names, unpack
 from .config import ClassConfig, Config
 from .log import log
@@ -113,6 +112,7 @@ class Pool:
         self._owner = owner
         self.klass, self.settings = klass, settings
         self.workers: list[Worker] = []
+        self.size = settings.workers  #: processes to have; the limit, which may be lower, holds by not feeding
         self.failed: str = ""  #: why no worker is started any more
         self.trouble: str = ""  #: why nothing is fed at the moment
         self.paused = self.suspended = False
@@ -208,7 +208,7 @@ class Pool:
             return
         now = time.monotonic()
         config = self._owner.config
-        wanted = self.limit if self.settings.handler or config.kinds or config.kind_handlers else 0
+        wanted = self.size if self.settings.handler or config.kinds or config.kind_handlers else 0
         staying = [worker for worker in self.workers if not worker.ending and worker.doom is None]
         for worker in staying:
             if self.renew or self._is_worn(worker, now):
@@ -356,8 +356,6 @@ class Pool:
     def _fork(self) -> None:
         owner = self._owner
         parent = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
         with contextlib.ExitStack() as undo:  # of all that was made, where the next thing can't be
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
@@ -369,16 +367,8 @@ class Pool:
                 claims = owner.presence.new_owner(slot)
                 os.close(owner.queue.open_owner(claims))  # there before the worker is: its death is then one listing
                 undo.callback(owner.queue.close_owner, claims)
-                # Signals wait until the child has dropped our handlers. This process has one thread, so fork is safe.
-                mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-                try:
-                    gc.freeze()  # what exists now is shared with the child until one of us writes to it
-                    pid = os.fork()
-                    if pid == 0:
-                        post = Post(slot, claims, self.klass, self.settings, owner.config, stacks)
-                        live(post, owner.queue, theirs, owner.page, parent)
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                post = Post(slot, claims, self.klass, self.settings, owner.config, stacks)
+                pid = fork(lambda: live(post, owner.queue, theirs, owner.page, parent))
             undo.callback(_end_child, pid)
             pidfd = os.pidfd_open(pid)
             undo.pop_all()

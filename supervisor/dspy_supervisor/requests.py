@@ -15,8 +15,10 @@ from .task import Cause, State, WorkloadClass
 from .taskqueue import parse_delayed, past_causes
 
 if TYPE_CHECKING:
+    from .carrier import Carrier
     from .loop import Supervisor
     from .pool import Pool
+    from .sidecar import Sidecar
 
 Request = Mapping[str, Any]
 _STATES = {0: "running", 1: "paused", 2: "failed"}
@@ -56,6 +58,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
         "unread": intake.unread,
         "sweeps": page.get_global(Global.SWEEPS),
         "quarantined": page.get_global(Global.QUARANTINED),
+        "services": {sidecar.name: _service_status(sidecar) for sidecar in supervisor.crew.all()},
         "classes": {name: _class_status(supervisor, pool) for name, pool in supervisor.pools.items()},
     }
 
@@ -95,6 +98,11 @@ def cancel(supervisor: Supervisor, task_id: str) -> dict[str, Any]:
             supervisor.intake.discard(found.file)
         return {"id": task_id, "was": "waiting"}
     found = find_one(supervisor.layout, task_id)
+    if found and found.file and (carrier := _carrier_of(supervisor, found.owner)):
+        sidecar = supervisor.crew.get(carrier.service)
+        if sidecar is None or not sidecar.send({"op": "cancel", "file": found.file}):
+            raise SupervisorError(f"service {carrier.service} does not answer now: cancel task {task_id} again later")
+        return {"id": task_id, "was": "running"}
     running = supervisor.worker_of(found.file) if found else None
     if running is None:
         raise SupervisorError(f"task {task_id} runs under another supervisor: cancel it there")
@@ -103,12 +111,24 @@ def cancel(supervisor: Supervisor, task_id: str) -> dict[str, Any]:
     return {"id": task_id, "was": "running"}
 
 
+def _carrier_of(supervisor: Supervisor, owner: str | None) -> Carrier | None:
+    """Return who carries what lies in this folder of claimed/, where that is a service of ours."""
+    for carrier in supervisor.carriers.values():
+        if carrier.is_on and owner and owner.rpartition(".")[2] == carrier.service:
+            return carrier
+    return None
+
+
 def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:
     page, name = supervisor.page, pool.name
+    why = supervisor.orders.reasons.get(name)
     return {
         "pending": supervisor.intake.pending_of(name),
-        "inflight": pool.inflight,
+        "inflight": supervisor.inflight(pool),
         "limit": pool.limit,
+        "limit_max": pool.settings.workers,
+        "limit_reason": why[0] if why else None,
+        "limit_why": why[1] if why else None,
         "workers": len(pool.workers),
         "done": page.counter(pool.klass, Counter.DONE),
         "failed": page.counter(pool.klass, Counter.FAILED),
@@ -119,6 +139,11 @@ def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:
         "handler": pool.settings.handler,
         "mean_run_s": round(pool.mean_run_s, 6),
     }
+
+
+def _service_status(sidecar: Sidecar) -> dict[str, Any]:
+    facts = {key: value for key, value in sidecar.state.items() if key != "op"}
+    return {"pid": sidecar.pid or None, "restarts": sidecar.restarts, "failed": sidecar.failed or None, **facts}
 
 
 def _why_waiting(supervisor: Supervisor, pool: Pool) -> str:
@@ -133,6 +158,8 @@ def _why_waiting(supervisor: Supervisor, pool: Pool) -> str:
         return f"class {pool.name} is paused" + (f" ({paused.reason})" if paused and paused.reason else "")
     if pool.trouble:
         return f"class {pool.name} has stopped for a moment: {pool.trouble}"
+    if (carrier := supervisor.carriers.get(pool.name)) and carrier.is_on:
+        return carrier.trouble or f"service {carrier.service} takes no more than {carrier.window} tasks at once"
     if pool.inflight >= pool.limit:
         return f"all {pool.limit} places of class {pool.name} are taken"
     total = supervisor.config.total_limit
@@ -174,6 +201,7 @@ def _limit(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:
         raise ConfigError("class", name, "one of " + ", ".join(WorkloadClass))
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= 1024:
         raise ConfigError("limit", limit, "a whole number from 0 to 1024")
+    supervisor.orders.pinned.add(name)
     supervisor.orders.set_limit(name, limit, "set by hand")
     return {"class": name, "limit": limit}
 

@@ -104,6 +104,7 @@ class Sweeper:
             pool.end_now("the queue's folder was replaced")
         supervisor.move_to(layout)
         self.missing = ""
+        supervisor.crew.restart()
         recover(supervisor, anew=True)
         supervisor.watch()
         supervisor.notifier.send(STATUS=f"serving {supervisor.layout.path}")

@@ -24,6 +24,7 @@ from dspy_fastpath.counters import Counter, Histogram, Page
 
 from . import proctree
 from .attempt import Outcome, Surroundings, run
+from .birth import enter
 from .channel import LONG_S, MAX_PACKET, MAX_REPORTS, Kind, Report, pack, unpack_names
 from .config import ClassConfig, Config, set_variable
 from .errors import ConfigError
@@ -99,28 +100,10 @@ def live(post: Post, queue: TaskQueue, channel: socket.socket, page: Page, paren
 
 def _enter(post: Post, channel: socket.socket, queue: TaskQueue, parent: int) -> None:
     """Leave everything of the supervisor's that a worker must not share."""
-    os.setsid()  # a Ctrl-C at the terminal is for the supervisor, which lets its workers finish
-    signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and number < signal.SIGRTMIN:
-            with contextlib.suppress(OSError, ValueError):
-                signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _Stop.receive)
-    proctree.die_with_parent(parent)
-    proctree.become_subreaper()
+    keep = {channel.fileno(), post.stacks, *queue.layout.descriptors()}
+    enter(parent, f"{post.settings.name} worker {post.slot}", keep, {signal.SIGTERM: _Stop.receive})
     faulthandler.register(signal.SIGUSR2, file=post.stacks, all_threads=True, chain=False)
-    keep = {0, 1, 2, channel.fileno(), post.stacks, *queue.layout.descriptors()}
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) not in keep:
-            with contextlib.suppress(OSError):  # the listing's own descriptor is among them
-                os.close(int(name))
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     set_variable(proctree.MARK, node_of(post.owner))
-    with contextlib.suppress(ImportError):
-        from setproctitle import setproctitle
-
-        setproctitle(f"dspy-supervisor: {post.settings.name} worker {post.slot}")
 
 
 class _Stop:

@@ -31,7 +31,7 @@ LAYERS = {
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
         *("limit", "devices", "cuda_errors"),
     },
-    "sockets": {"parts"},
+    "sockets": {"parts", "link"},
     "actors": {
         "reactor",
         "channel",
@@ -44,8 +44,12 @@ LAYERS = {
         "pool",
         "feeder",
         "control",
+        "birth",
+        "breaker",
+        "sidecar",
+        "carrier",
     },
-    "loop": {"settle", "sweeper", "requests", "orders", "burst", "loop"},
+    "loop": {"settle", "sweeper", "requests", "orders", "dispatch", "burst", "loop"},
     "cli": {"cli", "__main__"},
 }
 #: packages and modules that stand beside the tower: what they see of it (and the actors may see handlers)

@@ -154,6 +154,8 @@ def _print(document: Mapping[str, Any]) -> None:
     if not document.get("complete", True):
         totals = ", ".join(f"{number} {name}" for name, number in document["folders"].items())
         facts["in all"] = f"{totals}; below only what could be read in a second"
+    for name, service in document.get("services", {}).items():
+        facts[name] = _service(service)
     print_facts(facts)
     click.echo()
     columns = ["pending", "delayed", "inflight", "limit", "workers", "done", "failed"]
@@ -165,6 +167,22 @@ def _print(document: Mapping[str, Any]) -> None:
         for name, one in classes.items()
     ]
     print_table(["class", *columns, *more], rows)
+    for name, one in classes.items():
+        if one.get("limit_why") and one["limit"] != one.get("limit_max"):
+            click.echo(f"{name}: limit {one['limit']} of {one['limit_max']}: {one['limit_why']}")
+
+
+def _service(service: Mapping[str, Any]) -> str:
+    if service.get("failed"):
+        return f"failed: {service['failed']}"
+    if service.get("pid") is None:
+        return "not running"
+    words = [f"pid {service['pid']}"]
+    if service.get("restarts"):
+        words.append(f"started again {service['restarts']} times")
+    if service.get("problem"):
+        words.append(str(service["problem"]))
+    return ", ".join(words)
 
 
 def _ended(process: int, path: Path, allowed_s: float) -> bool:
