@@ -84,6 +84,18 @@ class SlurmSettings:
         optional(path()), "folder of job scripts of your own, found by their names before the ones that come along", None,
         live=True,
     )  # fmt: skip
+    slurm_template: str | None = setting(
+        optional(text(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}(\.sbatch)?", "the name of a job script")),
+        "job script of every task that names none; none: task for tasks with a handler, else by the payload's method",
+        None,
+        live=True,
+    )
+    slurm_python: Path | None = setting(
+        optional(path()), "interpreter that runs tasks in their jobs; none: this one, by the same path", None, live=True
+    )
+    slurm_array_limit: int = setting(
+        whole(0, 1_000_000, "no bound"), "elements of one array that may run at once", 0, live=True
+    )
     slurm_max_jobs: int = setting(
         whole(1, 1_000_000), "jobs, elements of arrays counted each, that may wait or run at once", 1000, live=True
     )
@@ -103,7 +115,10 @@ class SlurmSettings:
 
 
 SLURM_SETTINGS = settings(SlurmSettings)
-_NO_OPTION = {"templates", "max_jobs", "poll_s", "pilots_min", "pilots_max", "pilot_idle_s"}
+_NO_OPTION = {
+    *("templates", "template", "python", "array_limit", "max_jobs", "poll_s"),
+    *("pilots_min", "pilots_max", "pilot_idle_s"),
+}
 #: what a job may ask for, by the name that classes and tasks have for it
 JOB_OPTIONS = {
     option: row.kind

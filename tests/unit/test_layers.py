@@ -58,7 +58,7 @@ BESIDE = {
     "services": {"words", "rules", "sockets"},
     "client": {"words", "rules", "sockets"},
 }
-SEES_BESIDE = {"handlers": {"actors"}, "services": set(), "client": {"cli"}}
+SEES_BESIDE = {"handlers": {"actors"}, "services": {"cli"}, "client": {"cli"}}
 
 ROOT = Path(dspy_supervisor.__file__).parent
 ORDER = list(LAYERS)

@@ -1,0 +1,1 @@
+"""The bridge to Slurm: tasks of class gpu_slurm become jobs, and what became of these comes back."""
