@@ -30,6 +30,7 @@ LAYERS = {
         *("layout", "record", "taskqueue", "lookup", "producer", "pause", "census"),
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
         *("limit", "devices", "cuda_errors"),
+        *("limit", "gpu", "host"),
     },
     "sockets": {"parts", "link"},
     "actors": {
