@@ -432,7 +432,7 @@ class Supervisor:
         weights = {name: settings.weight for name, settings in self.config.classes.items()}
         self.feeder.configure(self.config.total_limit, weights)
         for carrier in self.carriers.values():
-            carrier.window = getattr(self.config, "slurm_max_jobs", 100)
+            carrier.window = self.config.slurm_max_jobs
 
     def _new_compat(self) -> CompatFiles:
         return CompatFiles(self.layout, metrics=self.config.compat_files, actions=self.config.action_log)

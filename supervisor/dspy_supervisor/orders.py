@@ -106,7 +106,9 @@ class Orders:
     def _turn_to(self, name: str, limit: int, reason: str, why: str) -> None:
         supervisor = self._supervisor
         pool = supervisor.pools[name]
-        before, limit = pool.limit, max(min(1, pool.settings.workers), min(limit, pool.settings.workers))
+        settings, before = pool.settings, pool.limit
+        most = min(settings.workers, settings.limit_max or settings.workers)
+        limit = max(min(settings.limit_min, most), min(limit, most))
         self.reasons[name] = (reason, why)
         if limit == before:
             return

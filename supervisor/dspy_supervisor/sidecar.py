@@ -47,13 +47,13 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind("telemetry", "dspy_supervisor.services.telemetry:run", lambda config: False),
+    Kind("telemetry", "dspy_supervisor.services.telemetry:run", lambda config: config.enable_gpu),
     Kind(
         "controller",
         "dspy_supervisor.services.controller:run",
-        lambda config: getattr(config, "policy", "fixed") != "fixed",
+        lambda config: config.policy != "fixed",
     ),
-    Kind("slurm", "dspy_supervisor.services.slurm:run", lambda config: getattr(config, "enable_slurm", False)),
+    Kind("slurm", "dspy_supervisor.services.slurm:run", lambda config: config.enable_slurm),
 )
 
 
