@@ -7,8 +7,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection
-from typing import NoReturn
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NoReturn
 
 from . import proctree
 
@@ -31,9 +31,7 @@ def fork(child: Callable[[], NoReturn]) -> int:
     return pid
 
 
-def enter(
-    parent: int, title: str, keep: Collection[int], handlers: dict[signal.Signals, Callable[..., object]]
-) -> None:
+def enter(parent: int, title: str, keep: Collection[int], handlers: Mapping[signal.Signals, Any]) -> None:
     """Be a process of its own: session, signals, descriptors; and one that dies with its parent. In the child only.
 
     ``keep``: the descriptors, beside the three standard ones, that stay open.
