@@ -47,6 +47,7 @@ __all__ = [
     "load",
     "notify_environment",
     "set_variable",
+    "slurm_environment",
 ]
 
 TOML_NAME = "dspy-supervisor.toml"
@@ -173,6 +174,23 @@ def notify_environment() -> tuple[str, str]:
 def set_variable(name: str, value: str) -> None:
     """Set a variable of this process, for what it starts."""
     os.environ[name] = value
+
+
+_SLURM_PREFIXES = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SALLOC_", "SINFO_", "SCONTROL_")
+
+
+def slurm_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables that Slurm's commands are run with: none that changes what they do or print.
+
+    Those of a job around us would reach into the jobs we submit; SQUEUE_STATES and its like silently empty listings.
+    """
+    environ = os.environ if environ is None else environ
+    kept = {name: value for name, value in environ.items() if not name.startswith((*_SLURM_PREFIXES, "LC_"))}
+    for name in ("LANGUAGE", "TZ", "DSPY_TASK_NODE"):
+        kept.pop(name, None)
+    if conf := environ.get("SLURM_CONF"):
+        kept["SLURM_CONF"] = conf
+    return kept | {"LC_ALL": "C.UTF-8", "SLURM_TIME_FORMAT": "%s"}
 
 
 def check_names(names: Mapping[str, object], where: str) -> None:

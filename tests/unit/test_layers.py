@@ -27,7 +27,7 @@ LAYERS = {
             "proctree",
             "runtime",
         ),
-        *("layout", "record", "taskqueue", "lookup", "producer", "pause", "census"),
+        *("layout", "record", "taskqueue", "jobbook", "lookup", "producer", "pause", "census"),
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
         *("limit", "devices", "cuda_errors"),
         *("limit", "gpu", "host"),
