@@ -45,6 +45,8 @@ cpdef enum Counter:
     RETRIED
     RESTARTS  # of workers
     REFUSED  # files that went to quarantine/
+    TIMEOUTS  # attempts whose time was up, whether they were tried again or not
+    OOMS  # attempts that ended out of memory, likewise
 
 
 cpdef enum Gauge:

@@ -11,6 +11,8 @@ class Counter(IntEnum):
     RETRIED = 3
     RESTARTS = 4
     REFUSED = 5
+    TIMEOUTS = 6
+    OOMS = 7
 
 class Gauge(IntEnum):
     PENDING = 0

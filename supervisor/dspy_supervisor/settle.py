@@ -20,6 +20,7 @@ from .recovery import Recovered, is_further, settle_commit, settle_commits, take
 from .retry import budget_of, decide
 from .task import Cause, TaskName
 from .taskqueue import Unusable, past_causes
+from .worker import COUNTED
 
 if TYPE_CHECKING:
     from .loop import Supervisor
@@ -107,6 +108,8 @@ def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, fo
     blameless = death.wanted or death.file not in ("", name.file)
     cause = Cause.LOST if blameless else death.cause
     verdict = decide(cause, name, past_causes(history), budget, random.random(), died=died)
+    if (counter := COUNTED.get(cause)) is not None:
+        page.add(pool.klass, counter)
     error = _error(death, cause, verdict.final)
     if verdict.final is None:
         crashed = died and cause is not Cause.LOST

@@ -39,6 +39,8 @@ from .taskqueue import TaskQueue, Unusable, past_causes
 RETRY_WRITE_S = 5.0  #: between two tries to write a result that the disk didn't take
 _FLUSH_S = 0.002  # reports of tasks shorter than this travel together
 _CAUSES = tuple(Cause)
+#: attempts that are counted by their cause as they end: what decides about limits can't wait for the last of a task
+COUNTED = {Cause.TIMEOUT: Counter.TIMEOUTS, Cause.OUT_OF_MEMORY: Counter.OOMS}
 #: handlers that end their task in time by themselves, and need a moment more than it to do so
 _SELF_TIMED = frozenset({"command"})
 _SLACK_S = 2.0
@@ -291,6 +293,7 @@ class Worker:
             put_back = queue.retry(held.file, self._folder, due)
             if put_back:
                 page.add(klass, Counter.RETRIED)
+                self._count(cause)
             self._report(Report(Kind.RETRIED if put_back else Kind.GONE, held.file, facts.duration_s, cause))
             return
         if verdict.final is not cause:
@@ -298,8 +301,13 @@ class Worker:
         failed = queue.fail(held, self._folder, failed_record(held, error, facts, history))
         if failed:
             page.add(klass, Counter.FAILED)
+            self._count(cause)
             page.fail(klass, _CAUSES.index(verdict.final))
         self._report(Report(Kind.FAILED if failed else Kind.GONE, held.file, facts.duration_s, verdict.final))
+
+    def _count(self, cause: Cause) -> None:
+        if (counter := COUNTED.get(cause)) is not None:
+            self._page.add(self._post.klass, counter)
 
     def _refuse(self, file: str, unusable: Unusable) -> None:
         """Get rid of what turned out to be no task after it was claimed."""

@@ -20,7 +20,7 @@ HEAD = struct.Struct("<8sIIQ")
 PLACES = {"counters": 16, "gauges": 16, "causes": 16, "reasons": 32}
 GPUS, VALUES, PROCESSES = 64, 32, 32
 
-Counter = IntEnum("Counter", "CLAIMED DONE FAILED RETRIED RESTARTS REFUSED", start=0)
+Counter = IntEnum("Counter", "CLAIMED DONE FAILED RETRIED RESTARTS REFUSED TIMEOUTS OOMS", start=0)
 Gauge = IntEnum("Gauge", "PENDING INFLIGHT LIMIT WORKERS STATE LIMIT_REASON DELAYED", start=0)
 Global = IntEnum(
     "Global",
