@@ -58,8 +58,9 @@ BESIDE = {
     "handlers": {"words", "rules", "sockets"},
     "services": {"words", "rules", "sockets"},
     "client": {"words", "rules", "sockets"},
+    "simulate": {"words", "rules"},
 }
-SEES_BESIDE = {"handlers": {"actors"}, "services": {"cli"}, "client": {"cli"}}
+SEES_BESIDE = {"handlers": {"actors"}, "services": {"cli"}, "client": {"cli"}, "simulate": {"cli"}}
 
 ROOT = Path(dspy_supervisor.__file__).parent
 ORDER = list(LAYERS)

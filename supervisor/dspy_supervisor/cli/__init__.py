@@ -33,6 +33,7 @@ COMMANDS = {
     "explain": ("explain", "Say why a task does not run."),
     "doctor": ("doctor", "Prove, here and now, that this machine and folder can serve a queue."),
     "config": ("config", "Show and check the settings, and where each comes from."),
+    "simulate": ("simulate", "Judge policies in simulated worlds, beside the best fixed limit."),
     "completion": ("completion", "Print the completion script of a shell."),
 }
 

@@ -1,0 +1,73 @@
+"""`simulate`: policies in simulated worlds, beside the best fixed limit."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from .output import json_option, print_json, print_table
+
+_POLICIES = ("plan", "watermark", "gradient", "adaptive")
+
+
+@click.command()
+@click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="One world; may be repeated. [all]")
+@click.option(
+    "--policy", "policies", multiple=True, type=click.Choice(_POLICIES), help="One policy; may be repeated. [all]"
+)
+@click.option(
+    "--seeds", default=1, type=click.IntRange(1, 100), help="Runs of each, with other tasks.", show_default=True
+)
+@click.option("--list", "listing", is_flag=True, help="Say what the worlds stand for.")
+@click.option("--png", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw what happens.")
+@json_option
+def simulate(
+    scenarios: tuple[str, ...],
+    policies: tuple[str, ...],
+    seeds: int,
+    listing: bool,
+    png: Path | None,
+    as_json: bool,
+) -> None:
+    """Judge policies in simulated worlds, beside the best fixed limit.
+
+    For each world all fixed limits are tried, then each policy runs in it. The table tells how much a policy gets done
+    of what the best fixed limit does, how long it takes to come to rest, how far it swings at rest, in tasks, how far
+    beyond that it went before, and how many tasks it killed for GPU memory.
+    """
+    from ..simulate.scenarios import SCENARIOS
+
+    for name in scenarios:
+        if name not in SCENARIOS:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(SCENARIOS)}", param_hint="--scenario")
+    chosen = [SCENARIOS[name] for name in scenarios or SCENARIOS]
+    if listing:
+        if as_json:
+            print_json({"scenarios": {one.name: one.says for one in chosen}})
+        else:
+            print_table(["scenario", "what it stands for"], [(one.name, one.says) for one in chosen])
+        return
+    from ..limit import Policy, compile_step
+    from ..simulate import judge, picture, plant, report
+
+    if png:
+        picture.need_matplotlib()
+    step, advance = compile_step(), plant.compiled()
+    advance(chosen[0].run(0), 1, 1)  # compiled here, so that the rate below is that of ticks
+    wanted = [Policy[name.upper()] for name in policies or _POLICIES]
+    began, outcomes = time.perf_counter(), []
+    for one in chosen:
+        outcomes.append(judge.try_out(one, wanted, range(1, seeds + 1), step, advance))
+    took_s = time.perf_counter() - began
+    ticks = sum(one.ticks * seeds * (one.highest + len(wanted)) for one in chosen)
+    if png:
+        picture.draw(outcomes, png)
+    if as_json:
+        print_json({**report.document(outcomes), "ticks": ticks, "ticks_per_s": ticks / took_s})
+        return
+    print_table(report.HEAD, list(report.rows(outcomes)))
+    for miss in report.misses(outcomes):
+        click.echo(f"short of its goal: {miss}")
+    click.echo(f"{ticks / 1e6:.1f} million ticks in {took_s:.1f} s: {ticks / took_s / 1e6:.1f} million a second")
