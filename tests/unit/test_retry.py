@@ -94,7 +94,7 @@ def test_a_handler_may_say_how_long_to_wait(wanted, waits):
         ((3, 3, 5), 50, 50, 3, 5, 50),
         ((40, 3, 5), None, 40, 3, 5, 40),
         ((40, 3, 5), 2, 2, 2, 2, 40),
-        ((3, 3, 30), None, 3, 3, 30, 30),
+        ((3, 3, 30), None, 3, 3, 30, 20),
     ],
 )
 def test_the_task_may_bound_itself_and_every_bound_can_be_reached(settings, own, attempts, crashes, ooms, deliveries):
