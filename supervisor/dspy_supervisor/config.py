@@ -8,19 +8,32 @@ TOML is the file of --config or DSPY_CONFIG, else the first of ./dspy-supervisor
 config.toml and /etc/dspy-supervisor/config.toml. The .env files lie beside it, or here where there is none; --env-file
 names another instead of both. A file that was found and not named must belong to this user or root, since it chooses
 what code runs. An empty variable is an absent one. No other file of this program reads the environment.
+
+A secret NAME may lie in a file of its own, which NAME_FILE names wherever NAME could stand (``name_file`` in TOML); no
+secret is shown by any command, in any refusal or log.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from .config_class import BUILT_IN, CLASS_SETTINGS, CLASSES, ClassConfig, class_defaults
+from .config_sources import (
+    HIDDEN,
+    Layer,
+    environment_layer,
+    find_toml,
+    flag_layer,
+    read_env_file,
+    read_secret,
+    strangers,
+    toml_layer,
+)
 from .config_table import (
     MODE_ALIASES,
     MODES,
@@ -30,7 +43,6 @@ from .config_table import (
     default_runtime_dir,
     differences,
     flat,
-    variable,
 )
 from .errors import ConfigError
 from .setting import Setting
@@ -50,8 +62,6 @@ __all__ = [
     "slurm_environment",
 ]
 
-TOML_NAME = "dspy-supervisor.toml"
-
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -62,20 +72,11 @@ class Loaded:
     files: tuple[Path, ...]  #: that were read, first the one that wins
     flags: Mapping[str, object]
     cwd: Path
+    strangers: tuple[str, ...]  #: variables that are named like settings and are none
 
     def reload(self) -> Loaded:
         """Read files and environment anew, under the same flags."""
         return load(self.flags, cwd=self.cwd)
-
-
-class _Value(NamedTuple):
-    raw: object
-    written: str  # the name it was written under, for a refusal
-    origin: str
-    base: Path  # of a relative path
-
-
-_Layer = Mapping[str, _Value]
 
 
 def load(
@@ -90,33 +91,41 @@ def load(
     flags = {name: value for name, value in (flags or {}).items() if value is not None}
     environ = os.environ if environ is None else environ
     cwd = Path.cwd() if cwd is None else cwd
-    toml_path, named = _find_toml(flags.get("config") or environ.get("DSPY_CONFIG"), environ, cwd)
-    toml = _toml_layer(toml_path, named) if toml_path else {}
-    above = [_flag_layer(flags, cwd), _environment_layer(environ, cwd, "environment", "")]
+    toml_path, named = find_toml(flags.get("config") or environ.get("DSPY_CONFIG"), environ, cwd)
+    toml = toml_layer(toml_path, named=named) if toml_path else {}
+    above = [flag_layer(flags, cwd), environment_layer(environ, cwd, "environment", "")]
     files = [toml_path] if toml_path else []
+    names = set(environ)
+
+    def read(path: Path, *, named: bool = False) -> Layer:
+        variables = read_env_file(path, named=named)
+        files.insert(0, path)
+        names.update(variables)
+        return environment_layer(variables, cwd, str(path), f"{path}: ")
+
     if flags.get("env_file"):
-        paths = [cwd / Path(str(flags["env_file"])).expanduser()]
-        if not paths[0].is_file():
-            raise ConfigError("--env-file", str(paths[0]), "a file of lines NAME=value")
+        path = cwd / Path(str(flags["env_file"])).expanduser()
+        if not path.is_file():
+            raise ConfigError("--env-file", str(path), "a file of lines NAME=value")
     else:
-        paths = [(toml_path.parent if toml_path else cwd) / ".env"]
-    layers = [_env_file_layer(path, cwd, named=bool(flags.get("env_file"))) for path in paths if path.is_file()]
-    files = [path for path in paths if path.is_file()] + files
+        path = (toml_path.parent if toml_path else cwd) / ".env"
+    layers = [read(path, named=bool(flags.get("env_file")))] if path.is_file() else []
     mode, origin = _resolve("mode", SETTINGS["mode"], [*above, *layers, toml], "laptop", "built-in")
-    if not flags.get("env_file") and (more := paths[0].with_name(f".env.{mode}")).is_file():
-        layers.insert(0, _env_file_layer(more, cwd, named=False))
-        files.insert(0, more)
+    if not flags.get("env_file") and (more := path.with_name(f".env.{mode}")).is_file():
+        layers.insert(0, read(more))
     layers = [*above, *layers, toml]
 
     values, origins = _top(mode, origin, layers, environ, cwd)
     _check_kinds(values, origins)
     classes = {name: _class(name, layers, values, origins) for name in CLASSES}
     config = Config(**values, classes=MappingProxyType(classes))
-    return Loaded(config, MappingProxyType(origins), tuple(files), MappingProxyType(flags), cwd)
+    return Loaded(
+        config, MappingProxyType(origins), tuple(files), MappingProxyType(flags), cwd, tuple(strangers(names))
+    )
 
 
 def _top(
-    mode: str, origin: str, layers: list[_Layer], environ: Mapping[str, str], cwd: Path
+    mode: str, origin: str, layers: list[Layer], environ: Mapping[str, str], cwd: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the values and origins of all settings that belong to no class."""
     values: dict[str, Any] = {"mode": mode}
@@ -145,14 +154,15 @@ def _check_kinds(values: dict[str, Any], origins: Mapping[str, str]) -> None:
             raise ConfigError(f"kinds ({origins['kinds']})", name, expected)
 
 
-def _class(workload: str, layers: list[_Layer], values: Mapping[str, Any], origins: dict[str, str]) -> ClassConfig:
+def _class(workload: str, layers: list[Layer], values: Mapping[str, Any], origins: dict[str, str]) -> ClassConfig:
     """Return the settings of one class, and add their origins."""
     nature = class_defaults(values["max_concurrency"], values["enable_gpu"])[workload]
+    nature |= {name: values[name] for name in CLASS_SETTINGS.keys() & values.keys()}  # those that all classes share
     found: dict[str, Any] = {}
     for name, setting in CLASS_SETTINGS.items():
         full = f"class.{workload}.{name}"
         default = nature.get(name, setting.default)
-        origin = "built-in"
+        origin = f"{name} ({origins[name]})" if name in values else "built-in"
         if name == "workers" and (
             workload in ("cpu_short", "cpu_long") or (workload == "gpu" and values["enable_gpu"])
         ):
@@ -193,113 +203,18 @@ def slurm_environment(environ: Mapping[str, str] | None = None) -> dict[str, str
     return kept | {"LC_ALL": "C.UTF-8", "SLURM_TIME_FORMAT": "%s"}
 
 
-def check_names(names: Mapping[str, object], where: str) -> None:
-    """Raise ConfigError for a name that is no setting, with the nearest one that is."""
-    known = {*SETTINGS, *(f"class.{workload}.{name}" for workload in CLASSES for name in CLASS_SETTINGS)}
-    for name, value in names.items():
-        if name not in known:
-            import difflib
-
-            near = difflib.get_close_matches(name, sorted(known), 1, 0.5)
-            expected = "a known setting" + (
-                f"; did you mean {near[0]!r}?" if near else ": see 'dspy-supervisor config show'"
-            )
-            raise ConfigError(f"{where}{name}", value, expected)
-
-
-def _resolve(name: str, setting: Setting, layers: list[_Layer], default: object, origin: str) -> tuple[Any, str]:
+def _resolve(name: str, setting: Setting, layers: list[Layer], default: object, origin: str) -> tuple[Any, str]:
     for layer in layers:
-        if (value := layer.get(name)) is not None:
+        value = layer.get(name)
+        if setting.secret and (place := layer.get(f"{name}_file")) is not None:
+            if value is not None:
+                raise ConfigError(place.written, place.raw, f"one of {value.written} and {place.written}, not both")
+            value = read_secret(place)
+        if value is not None:
             try:
                 read = setting.kind.read(value.raw)
             except (ValueError, TypeError, OverflowError):
-                raise ConfigError(value.written, value.raw, setting.kind.expected) from None
+                shown = HIDDEN if setting.secret else value.raw
+                raise ConfigError(value.written, shown, setting.kind.expected) from None
             return (value.base / read if isinstance(read, Path) else read), value.origin
     return default, origin
-
-
-def _flag_layer(flags: Mapping[str, object], cwd: Path) -> _Layer:
-    given = {name: value for name, value in flags.items() if name not in ("config", "env_file")}
-    check_names(given, "--set ")
-    layer = {}
-    for name, value in given.items():
-        table = CLASS_SETTINGS if name.startswith("class.") else SETTINGS
-        flag = table[name.rpartition(".")[2]].flag or f"--set {name}"
-        layer[name] = _Value(value, flag, f"flag {flag}", cwd)
-    return layer
-
-
-def _environment_layer(environ: Mapping[str, str | None], cwd: Path, origin: str, where: str) -> _Layer:
-    layer = {}
-    for name in [*SETTINGS, *(f"class.{workload}.{name}" for workload in CLASSES for name in CLASS_SETTINGS)]:
-        written = variable(name)
-        if value := environ.get(written):
-            layer[name] = _Value(value, where + written, f"{origin} {written}", cwd)
-    return layer
-
-
-def _env_file_layer(path: Path, cwd: Path, *, named: bool) -> _Layer:
-    from dotenv import dotenv_values
-    from dotenv.parser import parse_stream
-
-    _check_trusted(path, named)
-    try:
-        with path.open(encoding="utf-8") as file:
-            for binding in parse_stream(file):
-                if binding.error:
-                    line = binding.original
-                    raise ConfigError(f"{path}, line {line.line}", line.string.strip(), "a line NAME=value")
-        # Without interpolation: python-dotenv would expand ${HOME} in single quotes too.
-        values = dotenv_values(path, interpolate=False)
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), error.object[error.start : error.end], "text in UTF-8") from None
-    return _environment_layer(values, cwd, str(path), f"{path}: ")
-
-
-def _find_toml(named: object, environ: Mapping[str, str], cwd: Path) -> tuple[Path | None, bool]:
-    if named:
-        path = cwd / Path(str(named)).expanduser()
-        if not path.is_file():
-            raise ConfigError("--config", str(path), "a TOML file")
-        return path, True
-    home = environ.get("XDG_CONFIG_HOME") or (environ["HOME"] + "/.config" if environ.get("HOME") else "/nonexistent")
-    own = Path(home) / "dspy-supervisor" / "config.toml"
-    for path in (cwd / TOML_NAME, own, Path("/etc/dspy-supervisor/config.toml")):
-        if path.is_file():
-            return path, False
-    return None, False
-
-
-def _toml_layer(path: Path, named: bool) -> _Layer:
-    import tomllib
-
-    _check_trusted(path, named)
-    written = path.read_bytes()
-    try:
-        document = tomllib.loads(written.decode())
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), error.object[error.start : error.end], "text in UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(str(path), str(error), "valid TOML") from None
-    names: dict[str, object] = {}
-    for name, value in document.items():
-        if name == "class" and isinstance(value, dict):
-            for workload, table in value.items():
-                if isinstance(table, dict):
-                    names |= {f"class.{workload}.{key}": inner for key, inner in table.items()}
-                else:
-                    names[f"class.{workload}"] = table
-        else:
-            names[name] = value
-    check_names(names, f"{path}: ")
-    return {name: _Value(value, f"{path}: {name}", str(path), path.parent) for name, value in names.items()}
-
-
-def _check_trusted(path: Path, named: bool) -> None:
-    """Raise ConfigError for a file that was only found where a stranger could have put or changed it."""
-    status = path.stat()
-    if not named and (status.st_uid not in (os.geteuid(), 0) or status.st_mode & stat.S_IWOTH):
-        facts = f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
-        raise ConfigError(
-            str(path), facts, "a file of yours that others can't write, or its name in --config or --env-file"
-        )

@@ -8,7 +8,21 @@ from types import MappingProxyType
 from typing import Any
 
 from .config_slurm import JOB_OPTIONS
-from .setting import number, optional_seconds, seconds, setting, settings, size, table, text, truth, whole
+from .setting import (
+    cpus,
+    number,
+    optional,
+    optional_seconds,
+    seconds,
+    setting,
+    settings,
+    size,
+    table,
+    text,
+    truth,
+    variables,
+    whole,
+)
 from .task import MAX_ATTEMPTS_RANGE, MAX_TIMEOUT_S, WorkloadClass
 
 CLASSES = tuple(str(name) for name in WorkloadClass)
@@ -52,6 +66,8 @@ class ClassConfig:
     max_attempts: int = setting(
         whole(*MAX_ATTEMPTS_RANGE), "attempts of a task that fails, where it names no bound itself", 3, live=True
     )
+    retry_base_s: float = setting(seconds(0, 86400), "retry_base_s of this class; default: that of all", 1.0, live=True)
+    retry_cap_s: float = setting(seconds(0, 86400), "retry_cap_s of this class; default: that of all", 300.0, live=True)
     max_crashes: int = setting(whole(1, 1000), "workers a task may kill before it is failed", 3, live=True)
     max_ooms: int = setting(
         whole(1, 1000),
@@ -73,6 +89,27 @@ class ClassConfig:
         table(JOB_OPTIONS),
         "what jobs of this class ask for, in place of the slurm_ settings of the same names",
         MappingProxyType({}),
+        live=True,
+    )
+    memory_bytes: int = setting(
+        size(1 << 20, _TIB, "none"),
+        "memory of a task and all that it starts; above it, the task is ended",
+        0,
+        live=True,
+    )
+    cpu_time_s: float = setting(
+        seconds(1, _YEAR, "none"),
+        "CPU time of a task and all that it starts; after it, the task is ended",
+        0.0,
+        live=True,
+    )
+    cpus: str | None = setting(optional(cpus()), "CPUs that workers run on, as 0-3,8", None, live=True)
+    nice: int = setting(whole(0, 19), "how much more politely than the supervisor workers run", 0, live=True)
+    environment: Mapping[str, str] = setting(
+        variables(),
+        "variables of the workers, and of the commands they run",
+        MappingProxyType({}),
+        secret=True,
         live=True,
     )
     keep_children: bool = setting(truth(), "leave a task's own processes alive after its end", False, live=True)

@@ -43,7 +43,10 @@ class SlurmSettings:
         live=True,
     )
     slurm_time: str | None = setting(
-        optional(text(_TIME, "minutes, or [days-]hours:minutes:seconds")), "time limit of a job", None, live=True
+        optional(text(_TIME, "minutes, or [days-]hours:minutes:seconds", digits=True)),
+        "time limit of a job",
+        None,
+        live=True,
     )
     slurm_memory: int = setting(
         size(1 << 20, 1 << 50, "the cluster's default"), "memory of a job on each node", 0, live=True
@@ -52,7 +55,7 @@ class SlurmSettings:
         whole(0, 65536, "the cluster's default"), "CPUs of each of a job's processes", 0, live=True
     )
     slurm_gpus: str | None = setting(
-        optional(text(r"([A-Za-z][\w.-]{0,63}:)?\d{1,4}", "a number, or type:number, as a100:2")),
+        optional(text(r"([A-Za-z][\w.-]{0,63}:)?\d{1,4}", "a number, or type:number, as a100:2", digits=True)),
         "GPUs of a job on each node",
         None,
         live=True,

@@ -14,10 +14,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .config_class import CLASS_SETTINGS, HANDLER, ClassConfig, class_defaults
+from .config_class import CLASS_SETTINGS, CLASSES, HANDLER, ClassConfig, class_defaults
 from .config_gpu import GpuSettings
 from .config_slurm import SlurmSettings
 from .setting import (
+    Setting,
     choice,
     optional,
     pairs,
@@ -174,6 +175,7 @@ class Config(GpuSettings, SlurmSettings):
 
 
 SETTINGS = settings(Config)
+NAMES = (*SETTINGS, *(f"class.{workload}.{name}" for workload in CLASSES for name in CLASS_SETTINGS))  #: full names
 
 
 def default_queue_dir(environ: Mapping[str, str]) -> Path:
@@ -197,6 +199,14 @@ def variable(name: str) -> str:
     return SETTINGS[name].variable or f"DSPY_{name.upper()}"
 
 
+def row(name: str) -> Setting:
+    """Return what the table says of a setting, as in ``queue_dir`` or ``class.gpu.workers``."""
+    return (CLASS_SETTINGS if name.startswith("class.") else SETTINGS)[name.rpartition(".")[2]]
+
+
+SECRETS = tuple(name for name in NAMES if row(name).secret)
+
+
 def differences(old: Config, new: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the settings that differ: those a reload applies, and those that need a restart."""
     live: list[str] = []
@@ -204,8 +214,7 @@ def differences(old: Config, new: Config) -> tuple[tuple[str, ...], tuple[str, .
     before, after = flat(old), flat(new)
     for name in before:
         if before[name] != after[name]:
-            table = CLASS_SETTINGS if name.startswith("class.") else SETTINGS
-            (live if table[name.rpartition(".")[2]].live else restart).append(name)
+            (live if row(name).live else restart).append(name)
     return tuple(live), tuple(restart)
 
 

@@ -21,6 +21,7 @@ from dspy_fastpath.counters import Counter, Gauge, Page, SlotState
 
 from . import proctree
 from .birth import fork
+from .bounds import Running, Watch, resident_bytes
 from .channel import LONG_S, MAX_NAMES, MAX_PACKET, SHORT_S, Kind, Report, pack_names, unpack
 from .config import ClassConfig, Config
 from .log import log
@@ -117,6 +118,7 @@ class Pool:
         self.trouble: str = ""  #: why nothing is fed at the moment
         self.paused = self.suspended = False
         self.mean_run_s = 1.0  #: of the tasks of late
+        self._watch = Watch()
         self._looked_at = 0.0  # monotonic seconds, when deadlines were checked
         self._failures = 0  # deaths at start, in a row
         self._spawn_at = 0.0  # monotonic seconds
@@ -268,11 +270,12 @@ class Pool:
         reactor.call_later(_STACKS_S, terminate)
 
     def check_deadlines(self, now: float) -> None:
-        """End the workers whose task is out of time, and those that don't take what they were fed."""
+        """End the workers whose task is out of time or uses too much, and those that don't take what they were fed."""
         # A pause of our own, as a frozen host makes it, proves nothing about the worker.
         elapsed_s = now - self._looked_at
         elapsed_s = elapsed_s if elapsed_s < _PAUSE_S else 0.0
         self._looked_at = now
+        running = {}
         for worker in self.workers:
             if not worker.fed or worker.doom is not None:
                 continue
@@ -280,9 +283,16 @@ class Pool:
             if slot.deadline_ns and now * 1e9 > slot.deadline_ns:
                 ran = now - slot.start_ns / 1e9
                 self.doom(worker, Cause.TIMEOUT, f"out of time after {ran:.1f} s", slot.name.decode())
+            if slot.start_ns:
+                running[worker.pid] = (worker, slot)
             worker.silent_s = 0.0 if slot.start_ns else worker.silent_s + elapsed_s
             if worker.silent_s > self._patience_s:
                 self.doom(worker, Cause.LOST, f"it took up no task within {self._patience_s:g} s")
+        tasks = [Running(pid, slot.start_ns, worker.settings) for pid, (worker, slot) in running.items()]
+        for pid, cause, message in self._watch.look(tasks, now):
+            worker, slot = running[pid]
+            # At once: what eats memory does not wait for the end of a grace.
+            self.doom(worker, cause, message, slot.name.decode(), at_once=cause is Cause.OUT_OF_MEMORY)
 
     @property
     def _patience_s(self) -> float:
@@ -398,7 +408,7 @@ class Pool:
         # The slot's number spreads what was started together.
         if settings.max_age_s and now - worker.started > settings.max_age_s * (0.9 + 0.2 * (worker.slot % 16) / 16):
             return True
-        return bool(settings.max_rss_bytes) and rss_bytes(worker.pid) > settings.max_rss_bytes
+        return bool(settings.max_rss_bytes) and resident_bytes(worker.pid) > settings.max_rss_bytes
 
     def _signal(self, worker: Worker, number: signal.Signals, *, tree: bool = True) -> None:
         if worker not in self.workers:
@@ -449,13 +459,6 @@ class Pool:
 def _end_child(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-
-
-def rss_bytes(pid: int) -> int:
-    """Return the resident memory of a process, or 0 where it is gone."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/statm", "rb") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 def oom_kills() -> int:

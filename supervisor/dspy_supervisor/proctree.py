@@ -79,6 +79,13 @@ def descendants(pid: int) -> list[int]:
     return [process.pid for process in _living(everything, [root], {pid}) if process.pid != pid]
 
 
+def trees(pids: Iterable[int]) -> dict[int, list[int]]:
+    """Return for each process that is there what lives of it, below it, and in the session it leads, itself first."""
+    everything = _everything()
+    roots = [everything[pid] for pid in pids if pid in everything]
+    return {root.pid: [process.pid for process in _living(everything, [root], {root.pid})] for root in roots}
+
+
 def kill_tree(pids: Iterable[int], signum: int, within_s: float = 5.0, spare: Collection[int] = ()) -> list[int]:
     """Send a signal to processes and all their descendants; return the pids that were sent it.
 

@@ -40,8 +40,8 @@ def budget_of(config: Config, settings: ClassConfig, own: int | None = None) -> 
         max_attempts=settings.max_attempts if own is None else own,
         max_crashes=settings.max_crashes if own is None else min(settings.max_crashes, own),
         max_deliveries=max(config.max_deliveries, settings.max_attempts, own or 0),
-        base_s=config.retry_base_s,
-        cap_s=config.retry_cap_s,
+        base_s=settings.retry_base_s,
+        cap_s=settings.retry_cap_s,
         max_ooms=settings.max_ooms if own is None else min(settings.max_ooms, own),
     )
 

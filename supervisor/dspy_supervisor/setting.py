@@ -37,14 +37,16 @@ class Setting(NamedTuple):
     flag: str = ""  #: "" where only --set NAME=VALUE gives it on the command line
     modes: Mapping[str, object] = {}  #: defaults that differ by mode
     live: bool = False  #: whether a reload applies it, or only a restart
+    secret: bool = False  #: its value is never shown, and may lie in a file that NAME_FILE names
 
 
 def setting(kind: Kind, help: str, default: object = dataclasses.MISSING, **more: Any) -> Any:
     """Return the dataclass field of one setting; ``more`` are the other facts of Setting."""
-    facts = {"setting": Setting(kind, help, default, **more)}
+    row = Setting(kind, help, default, **more)
+    facts, shown = {"setting": row}, not row.secret
     if isinstance(default, Mapping):  # read-only, but dataclasses tells that by its hash
-        return dataclasses.field(default_factory=lambda: default, metadata=facts)
-    return dataclasses.field(default=default, metadata=facts)
+        return dataclasses.field(default_factory=lambda: default, metadata=facts, repr=shown)
+    return dataclasses.field(default=default, metadata=facts, repr=shown)
 
 
 def settings(table: type[Any]) -> dict[str, Setting]:
@@ -54,10 +56,12 @@ def settings(table: type[Any]) -> dict[str, Setting]:
     return {name: fields[name].metadata["setting"] for name in names if name in fields}
 
 
-def text(pattern: str, expected: str) -> Kind:
-    """Text that matches the whole pattern."""
+def text(pattern: str, expected: str, *, digits: bool = False) -> Kind:
+    """Text that matches the whole pattern; with ``digits`` a whole number is taken for its digits."""
 
     def read(value: object) -> str:
+        if digits and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
         # Compiled when it is first used: all patterns of the table together would cost each command 20 ms.
         if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
             raise ValueError
@@ -221,6 +225,43 @@ def table(kinds: Mapping[str, Kind]) -> Kind:
         return MappingProxyType({name: kinds[name].read(value) for name, value in values.items()})
 
     return Kind(f"NAME=VALUE with commas between them, the names among {', '.join(kinds)}", read)
+
+
+def variables() -> Kind:
+    """Environment variables: a table in TOML, elsewhere NAME=VALUE, each on a line of its own or with commas between."""
+    inner = pairs(r"[A-Za-z_]\w*", r"[^\0]*", "NAME=VALUE")
+
+    def read(given: object) -> object:
+        if isinstance(given, str) and "\n" in given:
+            lines = (line.strip() for line in given.splitlines())
+            given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+        return inner.read(given)
+
+    return Kind("variables as NAME=VALUE, on lines or with commas between them", read)
+
+
+def cpu_numbers(written: str) -> set[int]:
+    """Return the CPUs of a list as the kernel has it: 0-3,8. Raises ValueError."""
+    found: set[int] = set()
+    for part in written.split(","):
+        first, _, last = part.partition("-")
+        numbers = range(int(first), int(last or first) + 1)
+        if not numbers:
+            raise ValueError(part)
+        found.update(numbers)
+    return found
+
+
+def cpus() -> Kind:
+    """A list of CPUs, kept as it is written."""
+    inner = text(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", "CPUs by their numbers, as 0-3,8", digits=True)
+
+    def read(value: object) -> object:
+        written = inner.read(value)
+        cpu_numbers(str(written))
+        return written
+
+    return inner._replace(read=read)
 
 
 def _table(given: object) -> Mapping[str, object]:

@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from dspy_fastpath.counters import Counter, Histogram, Page
 
-from . import proctree
+from . import bounds, proctree
 from .attempt import Outcome, Surroundings, run
 from .birth import enter
 from .channel import LONG_S, MAX_PACKET, MAX_REPORTS, Kind, Report, pack, unpack_names
@@ -73,6 +73,7 @@ def live(post: Post, queue: TaskQueue, channel: socket.socket, page: Page, paren
         _enter(post, channel, queue, parent)
         worker = Worker(post, queue, channel, page)
         try:
+            bounds.enter(post.settings)
             worker.load()
         except ConfigError as error:
             channel.send(pack(Report(Kind.BROKEN, text=str(error))))
@@ -105,6 +106,8 @@ def _enter(post: Post, channel: socket.socket, queue: TaskQueue, parent: int) ->
     keep = {channel.fileno(), post.stacks, *queue.layout.descriptors()}
     enter(parent, f"{post.settings.name} worker {post.slot}", keep, {signal.SIGTERM: _Stop.receive})
     faulthandler.register(signal.SIGUSR2, file=post.stacks, all_threads=True, chain=False)
+    for name, value in post.settings.environment.items():
+        set_variable(name, value)
     set_variable(proctree.MARK, node_of(post.owner))
 
 
@@ -144,7 +147,7 @@ class Worker:
                 self._handlers[kind] = make(
                     name,
                     call_allow=config.call_allow,
-                    command_env=config.command_env,
+                    command_env=(*config.command_env, *self._post.settings.environment),
                     command_cwd=config.command_cwd,
                     kill_grace_s=config.kill_grace_s,
                 )

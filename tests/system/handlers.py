@@ -193,6 +193,21 @@ def _grow(task: Task, wanted: dict[str, Any]) -> JSON:
     return os.getpid()
 
 
+def _hog(task: Task, wanted: dict[str, Any]) -> JSON:
+    _HOARD.append(bytearray(b"x") * wanted["bytes"])
+    time.sleep(600)
+    return None
+
+
+def _place(task: Task, wanted: dict[str, Any]) -> JSON:
+    """Say where, how politely and in what surroundings this runs."""
+    return {
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "nice": os.nice(0),
+        "variables": {name: os.environ.get(name) for name in wanted["names"]},
+    }
+
+
 def _pid(task: Task, wanted: dict[str, Any]) -> JSON:
     return os.getpid()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from dspy_supervisor.config import CLASSES, MODES, Config, differences, flat, load, notify_environment
 from dspy_supervisor.config_class import CLASS_SETTINGS
+from dspy_supervisor.config_gpu import workstation_limit
 from dspy_supervisor.config_table import SETTINGS, variable
 from dspy_supervisor.errors import ConfigError
 
@@ -72,15 +73,23 @@ def test_flags_win_over_environment_over_env_files_over_toml_over_mode_over_buil
 
 def test_the_modes_differ_as_the_table_says(get):
     facts = {
-        mode: (c.max_concurrency, c.enable_gpu, c.log_level, *(one.workers for one in c.classes.values()))
+        mode: (
+            c.max_concurrency,
+            c.enable_gpu,
+            c.enable_slurm,
+            c.slurm_partition,
+            c.policy,
+            c.log_level,
+            *(one.workers for one in c.classes.values()),
+        )
         for mode in MODES
         for c in [get({"mode": mode}).config]
     }
     assert facts == {
-        "laptop": (1, False, "debug", 1, 1, 1, 0),
-        "workstation": (4, True, "info", 4, 4, 4, 0),
-        "cluster": (16, True, "info", 16, 16, 16, 0),
-        "cloud": (16, True, "info", 16, 16, 16, 0),
+        "laptop": (1, False, False, None, "fixed", "debug", 1, 1, 1, 0),
+        "workstation": (4, True, False, None, "adaptive", "info", 4, 4, 4, 0),
+        "cluster": (16, True, True, "gpu", "adaptive", "info", 16, 16, 16, 0),
+        "cloud": (16, True, False, None, "adaptive", "info", 16, 16, 16, 0),
     }
 
 
@@ -283,3 +292,90 @@ def test_reloading_keeps_the_flags_and_reads_the_files_anew(home, monkeypatch):
     write(path, "max_concurrency = 3")
     again = loaded.reload()
     assert (again.config.max_concurrency, again.config.total_limit, again.config.queue_dir) == (3, 5, home / "q")
+
+
+def test_every_class_has_the_retry_policy_of_all_but_where_it_says_otherwise(get):
+    loaded = get({"class.gpu.retry_cap_s": 9}, DSPY_RETRY_BASE_S="2.5")
+    found = {name: (one.retry_base_s, one.retry_cap_s) for name, one in loaded.config.classes.items()}
+    assert (found["cpu_short"], found["gpu"]) == ((2.5, 300.0), (2.5, 9.0))
+    assert loaded.origins["class.gpu.retry_base_s"] == "retry_base_s (environment DSPY_RETRY_BASE_S)"
+
+
+def test_a_class_asks_slurm_for_what_the_settings_name(get, home):
+    write(
+        home / "here/dspy-supervisor.toml",
+        'slurm_partition = "a,b"\nslurm_gpus = 2\nslurm_time = 30\nslurm_mail_type = ["END", "FAIL"]\n'
+        "[class.gpu_slurm.slurm_options]\n"
+        'partition = "none"\nmemory = "64G"\ngpus = "a100:2"\nexclusive = true\ntime = "1-12:00"\n',
+    )
+    config = get().config
+    assert (config.slurm_partition, config.slurm_gpus, config.slurm_time) == ("a,b", "2", "30")
+    assert dict(config.classes["gpu_slurm"].slurm_options) == {
+        "partition": None,
+        "memory": 64 << 30,
+        "gpus": "a100:2",
+        "exclusive": True,
+        "time": "1-12:00",
+    }
+    flat_text = get(DSPY_GPU_SLURM_SLURM_OPTIONS="nodes=2, qos=high").config.classes["gpu_slurm"].slurm_options
+    assert dict(flat_text) == {"nodes": 2, "qos": "high"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("slurm_partition", "gpu --wrap=x"),
+        ("slurm_partition", "gpu\nb"),
+        ("slurm_account", "-x"),
+        ("slurm_comment", "a|b"),
+        ("slurm_comment", "a\x00b"),
+        ("slurm_time", "soon"),
+        ("slurm_gpus", "two"),
+        ("slurm_signal", "USR1 60"),
+        ("slurm_extra", "x=1"),
+        ("slurm_extra", "--wrap=a\nb"),
+        ("slurm_memory", "1"),
+        ("slurm_mail_user", "a@b c"),
+        ("slurm_max_jobs", "0"),
+        ("class.gpu_slurm.slurm_options", "partition=a b"),
+        ("class.gpu_slurm.slurm_options", "max_jobs=3"),
+        ("class.gpu_slurm.slurm_options", "partition"),
+        ("class.gpu.cpus", "3-1"),
+        ("class.gpu.cpus", "a"),
+        ("class.gpu.nice", "-1"),
+        ("policy", "magic"),
+    ],
+)
+def test_a_value_that_could_not_work_is_refused_before_anyone_uses_it(get, name, value):
+    with pytest.raises(ConfigError, match="expected") as caught:
+        get({name: value})
+    assert name in str(caught.value) or "--policy" in str(caught.value)
+
+
+def test_what_compatibility_names_is_read_or_let_be(get):
+    config = get(
+        DSPY_MODE="cluster",
+        ENV_QUEUE_DIR="/q",
+        DSPY_MAX_CONCURRENCY="3",
+        DSPY_ENABLE_DEMO="maybe",
+        DSPY_ENABLE_GPU="False",
+        DSPY_GPU_MEMORY_LIMIT="20G",
+        DSPY_ENABLE_SLURM="no",
+        DSPY_SLURM_PARTITION="long",
+        DSPY_LOG_LEVEL="WARN",
+        ENV_RUNNER_URL="x",
+        METRICS_PORT="x",
+        INFERMESH_API_KEY="x",
+        BATCH_SIZE="x",
+    ).config
+    assert (config.queue_dir, config.max_concurrency, config.enable_gpu) == (Path("/q"), 3, False)
+    assert (config.gpu_memory_limit, config.enable_slurm, config.slurm_partition) == (20 << 30, False, "long")
+    assert config.log_level == "warning"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "limit"),
+    [([24564 << 20], 3), ([24564 << 20] * 2, 4), ([81559 << 20], 4), ([16 << 30], 2), ([6 << 30], 1), ([], 1)],
+)
+def test_a_workstation_runs_a_task_for_each_8_gb_of_its_gpus_four_at_most(gpus, limit):
+    assert workstation_limit(gpus) == limit

@@ -15,18 +15,8 @@ import pytest
 LAYERS = {
     "words": {"errors", "task"},
     "rules": {
-        *(
-            "setting",
-            "config_slurm",
-            "config_gpu",
-            "config_class",
-            "config_table",
-            "config",
-            "filesystem",
-            "log",
-            "proctree",
-            "runtime",
-        ),
+        *("setting", "config_slurm", "config_gpu", "config_class", "config_table", "config_sources", "config"),
+        *("filesystem", "log", "proctree", "runtime"),
         *("layout", "record", "taskqueue", "jobbook", "lookup", "producer", "pause", "census"),
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
         *("limit", "devices", "cuda_errors"),
@@ -40,6 +30,7 @@ LAYERS = {
         "notify",
         "compat",
         "attempt",
+        "bounds",
         "worker",
         "intake",
         "pool",

@@ -98,8 +98,9 @@ def test_a_handler_may_say_how_long_to_wait(wanted, waits):
     ],
 )
 def test_the_task_may_bound_itself_and_every_bound_can_be_reached(settings, own, attempts, crashes, ooms, deliveries):
-    config = SimpleNamespace(max_deliveries=20, retry_base_s=1.0, retry_cap_s=300.0)
-    klass = SimpleNamespace(max_attempts=settings[0], max_crashes=settings[1], max_ooms=settings[2])
+    config = SimpleNamespace(max_deliveries=20)
+    bounds = {"max_attempts": settings[0], "max_crashes": settings[1], "max_ooms": settings[2]}
+    klass = SimpleNamespace(**bounds, retry_base_s=1.0, retry_cap_s=300.0)
     budget = budget_of(config, klass, own)
     found = (budget.max_attempts, budget.max_crashes, budget.max_ooms, budget.max_deliveries)
     assert found == (attempts, crashes, ooms, deliveries)

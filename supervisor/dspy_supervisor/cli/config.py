@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import click
 
 from ..config import Loaded, flat
+from ..config_sources import HIDDEN, nearest
+from ..config_table import row
 from .options import with_whole_config
 from .output import json_option, print_json, print_table
 
@@ -22,7 +24,7 @@ def config() -> None:
 @with_whole_config
 def show(loaded: Loaded, origin: bool, as_json: bool) -> None:
     """Show every setting that is in force."""
-    values = flat(loaded.config)
+    values = {name: HIDDEN if value and row(name).secret else value for name, value in flat(loaded.config).items()}
     if as_json:
         document: dict[str, object] = {"settings": {name: _plain(value) for name, value in values.items()}}
         if origin:
@@ -52,9 +54,12 @@ def check(loaded: Loaded, imports: bool, as_json: bool) -> None:
 
         for handler in handlers:
             load(handler)
+    slips = {name: near for name in loaded.strangers if (near := nearest(name))}
     if as_json:
-        print_json({"ok": True, "files": [str(path) for path in loaded.files], "handlers": handlers})
+        print_json({"ok": True, "files": [str(path) for path in loaded.files], "handlers": handlers, "slips": slips})
     else:
+        for name, near in slips.items():
+            click.echo(f"{name} is no setting and changes nothing; is {near} meant?")
         read = ", ".join(map(str, loaded.files)) or "no file"
         click.echo(f"the configuration is good ({read}; mode {loaded.config.mode}; {len(handlers)} handlers imported)")
 
