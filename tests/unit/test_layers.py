@@ -19,8 +19,8 @@ LAYERS = {
         *("filesystem", "log", "proctree", "runtime"),
         *("layout", "record", "taskqueue", "jobbook", "lookup", "producer", "pause", "census"),
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
-        *("limit", "devices", "cuda_errors"),
-        *("limit", "gpu", "host"),
+        *("devices", "cuda_errors"),
+        *("limit", "limit_terms", "adaptive", "gpu", "host"),
     },
     "sockets": {"parts", "link"},
     "actors": {

@@ -1,0 +1,327 @@
+"""The default policy: a search for the limit with the best throughput, below what memory and heat allow.
+
+Throughput over the limit rises, saturates and falls, so it has one top. The search holds a bracket around the best limit
+known: it goes out by factors until that no longer pays, then looks between. A limit is measured from when the tasks that
+ran before it have ended, only while it binds, and for as long as the noise of its count demands. When the bracket is
+narrow or the time is up, the limit rests, until throughput there is no longer what it was, or until memory has room that
+it had not.
+
+Heat, lack of power and lack of memory can't wait for a measurement: the limit is halved at once, and that height is not
+tried again for a while.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableSequence, Sequence
+
+from .limit_terms import Input, Param, Reason, State
+
+_NOISE = 0.4  # variance of a count of ended tasks, in counts: less than Poisson's 1, since their starts are regular
+_SURE = 1.3  # standard errors
+_LONGEST_S = 8.0  # that one limit is measured in the search, or a generation of tasks
+_SEARCH_S = 44.0  # that a search takes, about
+_COOL_S = 8.0  # that a halved limit stays, at least
+_TOLERATE_S = 40.0  # of throttling at half the limit: it does not come from our tasks
+
+
+def adaptive(window: Sequence[float], state: MutableSequence[float], params: Sequence[float]) -> tuple[float, int]:
+    """Return the limit of the next window and the reason."""
+    limit = window[Input.LIMIT]
+    if limit != state[State.AIM]:  # the first window, or somebody else set it
+        _forget(limit, state)
+    _pass_time(window, state)
+    cause = _alarm(window, state, params)
+    if cause != Reason.HOLD.value:
+        return _halve(limit, cause, window, state, params), cause
+    if window[Input.TELEMETRY_AGE_S] > params[Param.STALE_S]:
+        return limit, Reason.STALE
+    floor, roof, why = _room(window, state, params)
+    if floor < limit:
+        return _shrink(limit, floor, window, state), why
+    if state[State.BACK] > 0.0:
+        return _recover(limit, roof, window, state)
+    if window[Input.INFLIGHT] < 0.8 * limit or window[Input.BACKLOG] <= 0.0:
+        return limit, Reason.NOT_BINDING
+    if state[State.AT_REST] == 0.0:
+        state[State.SEARCH_S] += window[Input.INTERVAL_S]
+    if state[State.SETTLE_S] > 0.0 or window[Input.INFLIGHT] > limit + 0.3:
+        state[State.SETTLE_S] -= window[Input.INTERVAL_S]
+        return limit, Reason.MEASURING
+    if state[State.SPAN_S] > 0.0 or window[Input.DONE] > 0.0 or state[State.BEST_DONE] > 0.0:
+        state[State.SPAN_S] += window[Input.INTERVAL_S]
+        state[State.SPAN_DONE] += window[Input.DONE]
+    if state[State.AT_REST] > 0.0:
+        return _rest(limit, roof, window, state, params)
+    return _search(limit, roof, window, state, params)
+
+
+# -- what can't wait ---------------------------------------------------------------------------------------------------
+
+
+def _forget(limit: float, state: MutableSequence[float]) -> None:
+    for number in range(len(state)):
+        state[number] = 0.0
+    state[State.AIM] = state[State.BEST] = limit
+
+
+def _pass_time(window: Sequence[float], state: MutableSequence[float]) -> None:
+    interval_s = window[Input.INTERVAL_S]
+    state[State.HOLD_S] = max(0.0, state[State.HOLD_S] - interval_s)
+    state[State.HALVED_S] += interval_s
+    if window[Input.THROTTLE] > 0.0:
+        state[State.CLEAR_S] = 0.0
+    else:
+        state[State.CLEAR_S] += interval_s
+        if state[State.CLEAR_S] > 60.0:
+            state[State.TOLERATED] = 0.0
+    if state[State.CEILING] > 0.0:
+        state[State.CEILING_S] -= interval_s
+        if state[State.CEILING_S] <= 0.0:
+            _lift_ceiling(state)
+    free = window[Input.VRAM_FREE]
+    if free >= 0.0 and (state[State.LOW_FREE] == 0.0 or free < state[State.LOW_FREE]):
+        state[State.LOW_FREE] = max(1.0, free)
+
+
+def _alarm(window: Sequence[float], state: MutableSequence[float], params: Sequence[float]) -> int:
+    """Return what can't wait for a measurement, or HOLD."""
+    if window[Input.OOMS] > 0.0 and state[State.HOLD_S] <= 0.0:
+        return Reason.CUDA_OOM.value
+    if window[Input.THROTTLE] > 0.0 and state[State.TOLERATED] == 0.0:
+        if state[State.BACK] == 0.0:
+            return Reason.POWER.value if window[Input.POWER] > 0.98 else Reason.THERMAL.value
+        state[State.HOLD_S] = max(state[State.HOLD_S], 2.0)  # until it is cool
+        if state[State.HALVED_S] > _TOLERATE_S:
+            state[State.TOLERATED], state[State.HOLD_S] = 1.0, 0.0
+            _lift_ceiling(state)
+    if state[State.HOLD_S] <= 0.0:
+        if window[Input.PSI_MEM] > params[Param.PSI_HIGH]:
+            return Reason.MEMORY.value
+        if window[Input.MEM_FREE_SHARE] < params[Param.MEM_FREE_LOW] / 2.0:
+            return Reason.MEMORY.value
+    return Reason.HOLD.value
+
+
+def _halve(
+    limit: float, cause: int, window: Sequence[float], state: MutableSequence[float], params: Sequence[float]
+) -> float:
+    lowest = params[Param.LOWEST]
+    half = max(lowest, math.floor(limit / 2.0))
+    back = max(half, math.floor(0.8 * limit))
+    if 0.0 < state[State.BEST] < limit:  # it was a trial that went wrong
+        back = max(half, state[State.BEST])
+    else:
+        state[State.BEST], state[State.BEST_DONE], state[State.BELOW] = 0.0, 0.0, 0.0
+    state[State.BACK] = back
+    if limit > lowest:
+        state[State.CEILING_S] = params[Param.CEILING_S]
+        state[State.CEILING] = limit
+        if cause != Reason.CUDA_OOM.value:  # heat comes late: what lies between may be too much, too
+            state[State.CEILING] = state[State.BACK] + 1.0
+        state[State.ABOVE] = state[State.CEILING]
+    state[State.HOLD_S], state[State.HALVED_S], state[State.CAUSE] = _COOL_S, 0.0, cause
+    state[State.AT_REST] = 0.0
+    return _go(limit, half, window, state)
+
+
+def _lift_ceiling(state: MutableSequence[float]) -> None:
+    if state[State.ABOVE] == state[State.CEILING]:
+        state[State.ABOVE] = 0.0
+        if state[State.AT_REST] > 0.0:
+            _begin_search(1.1, state)
+    state[State.CEILING] = 0.0
+
+
+def _recover(limit: float, roof: float, window: Sequence[float], state: MutableSequence[float]) -> tuple[float, int]:
+    """Go back to a limit below the one that went wrong, as soon as that is over."""
+    if state[State.HOLD_S] > 0.0:
+        return limit, int(state[State.CAUSE])
+    back = min(roof, state[State.BACK])
+    state[State.BACK] = 0.0
+    _begin_search(0.0, state)
+    return _go(limit, max(limit, back), window, state), Reason.RECOVER
+
+
+def _shrink(limit: float, to: float, window: Sequence[float], state: MutableSequence[float]) -> float:
+    """Go down to what memory allows."""
+    if state[State.BEST] > to:
+        state[State.BEST], state[State.BEST_DONE], state[State.BELOW] = 0.0, 0.0, 0.0
+    state[State.ABOVE] = 0.0
+    _begin_search(0.0, state)
+    return _go(limit, to, window, state)
+
+
+def _room(window: Sequence[float], state: MutableSequence[float], params: Sequence[float]) -> tuple[float, float, int]:
+    """Return the highest limit that is bearable now, the highest that may be tried, and what sets them."""
+    limit, lowest = window[Input.LIMIT], params[Param.LOWEST]
+    bearable = roof = params[Param.HIGHEST]
+    why = Reason.HOLD.value
+    need, reserve = window[Input.VRAM_NEED], params[Param.VRAM_RESERVE] * window[Input.VRAM_TOTAL]
+    if not need > 0.0 and window[Input.INFLIGHT] >= 1.0:  # not learned yet: at most what all hold by now
+        need = (window[Input.VRAM_TOTAL] - state[State.LOW_FREE]) / window[Input.INFLIGHT]
+    if need > 0.0:
+        lacking = reserve / 2.0 - window[Input.VRAM_FREE]
+        if lacking > 0.0:
+            bearable = max(lowest, min(limit, math.floor(window[Input.INFLIGHT] - lacking / need)))
+            why = Reason.VRAM.value
+        room = limit + max(0.0, math.floor((state[State.LOW_FREE] - reserve) / need))
+        if room < roof:
+            roof, why = room, Reason.VRAM.value
+        elif room > state[State.CEILING] > 0.0 and state[State.CAUSE] == Reason.CUDA_OOM.value:
+            _lift_ceiling(state)  # others have left
+    if 0.0 < state[State.CEILING] <= roof:
+        roof, why = max(lowest, state[State.CEILING] - 1.0), int(state[State.CAUSE])
+    if window[Input.MEM_FREE_SHARE] < params[Param.MEM_FREE_LOW] and limit < roof:
+        roof, why = limit, Reason.MEMORY.value
+    return bearable, roof, why
+
+
+# -- the search --------------------------------------------------------------------------------------------------------
+
+
+def _begin_span(settle_s: float, state: MutableSequence[float]) -> None:
+    state[State.SETTLE_S], state[State.SPAN_S], state[State.SPAN_DONE] = settle_s, 0.0, 0.0
+
+
+def _begin_search(stride: float, state: MutableSequence[float]) -> None:
+    state[State.AT_REST], state[State.SEARCH_S], state[State.STRIDE] = 0.0, 0.0, stride
+    state[State.DRIFT] = 0.0
+
+
+def _go(limit: float, to: float, window: Sequence[float], state: MutableSequence[float]) -> float:
+    """Ask for a limit, and let a generation of tasks pass before it is measured."""
+    settle_s = window[Input.INTERVAL_S]
+    rate = state[State.BEST_RATE]
+    if rate > 0.0:
+        settle_s = min(10.0, max(settle_s, to / rate))
+    _begin_span(settle_s, state)
+    state[State.AIM] = to
+    if to != limit:
+        state[State.LOW_FREE] = 0.0
+    return to
+
+
+def _search(
+    limit: float, roof: float, window: Sequence[float], state: MutableSequence[float], params: Sequence[float]
+) -> tuple[float, int]:
+    span_s, done = state[State.SPAN_S], max(state[State.SPAN_DONE], 0.5)
+    if state[State.BEST] == 0.0:
+        state[State.BEST], state[State.BEST_DONE] = limit, 0.0
+    best = state[State.BEST]
+    if span_s < 2.0 * window[Input.INTERVAL_S]:
+        return limit, Reason.MEASURING
+    rate = done / span_s
+    generation_s = limit / rate
+    longest_s = min(30.0, max(_LONGEST_S, generation_s))
+    if limit == best:
+        if state[State.BEST_DONE] == 0.0:
+            if span_s < longest_s and done < 12.0:
+                return limit, Reason.MEASURING
+            state[State.BEST_RATE], state[State.BEST_DONE] = rate, done
+        return _next(limit, roof, window, state, params)
+    gain = math.log(rate / state[State.BEST_RATE]) - params[Param.WORTH] * math.log(limit / best)
+    noise = math.sqrt(_NOISE * (1.0 / done + 1.0 / state[State.BEST_DONE]))
+    if (abs(gain) < _SURE * noise or span_s < 0.5 * generation_s) and span_s < longest_s:
+        return limit, Reason.MEASURING
+    small = 1.0 < state[State.STRIDE] < 1.2
+    if gain > (noise if small else 0.0):
+        if limit > best:
+            state[State.BELOW] = best
+        else:
+            state[State.ABOVE] = best
+        state[State.BEST], state[State.BEST_RATE], state[State.BEST_DONE] = limit, rate, done
+        state[State.STRIDE] = 1.5 if small else 0.0
+    elif limit > best:
+        state[State.ABOVE] = limit
+    else:
+        state[State.BELOW] = limit
+    return _next(limit, roof, window, state, params)
+
+
+def _next(
+    limit: float, roof: float, window: Sequence[float], state: MutableSequence[float], params: Sequence[float]
+) -> tuple[float, int]:
+    """Go to the limit that is to be tried next, or to rest at the best."""
+    best, below, above, lowest = state[State.BEST], state[State.BELOW], state[State.ABOVE], params[Param.LOWEST]
+    busy = window[Input.GPU_BUSY]
+    stride = state[State.STRIDE] if state[State.STRIDE] > 0.0 else _stride(window)
+    state[State.ROOF] = 0.0
+    to = best
+    may_fall = below == 0.0 and best > lowest and not busy < 0.85  # an idle GPU is not overloaded
+    if state[State.SEARCH_S] > _SEARCH_S:
+        pass
+    elif best < roof and above == 0.0 and not (may_fall and busy > 0.97):
+        to = min(roof, max(best + 1.0, math.floor(best * stride)))
+    elif may_fall:
+        stride = state[State.STRIDE] if state[State.STRIDE] > 0.0 else 2.0
+        to = max(lowest, min(best - 1.0, math.ceil(best / stride)))
+    else:
+        if above == 0.0 or above > roof + 1.0:
+            above = roof + 1.0
+        if above - best > max(1.0, 0.25 * best):
+            to = max(best + 1.0, math.floor(math.sqrt(best * above)))
+        elif below > 0.0 and best - below > max(1.0, 0.3 * best):
+            to = min(best - 1.0, math.ceil(math.sqrt(best * below)))
+    if to == best:
+        state[State.AT_REST] = 1.0
+        if best >= roof:
+            state[State.ROOF] = roof
+        if limit == best:
+            _begin_span(0.0, state)
+            return limit, Reason.HOLD
+        return _go(limit, best, window, state), Reason.FALLING if best < limit else Reason.GROW
+    if to > limit and limit == best:
+        return _go(limit, to, window, state), Reason.GROW
+    return _go(limit, to, window, state), Reason.PROBE
+
+
+def _stride(window: Sequence[float]) -> float:
+    """Return by what factor to go up: less where the devices have less to give."""
+    busy = window[Input.GPU_BUSY]
+    if busy > 0.9 or window[Input.PSI_CPU] > 0.05:
+        return 1.3
+    if busy > 0.7:
+        return 1.5
+    return 2.0
+
+
+def _rest(
+    limit: float, roof: float, window: Sequence[float], state: MutableSequence[float], params: Sequence[float]
+) -> tuple[float, int]:
+    span_s, done = state[State.SPAN_S], max(state[State.SPAN_DONE], 0.5)
+    best, known = state[State.BEST], state[State.BEST_DONE]
+    if span_s < 5.0 or (done < 20.0 and span_s < 20.0):
+        return limit, Reason.HOLD
+    if state[State.ROOF] > 0.0 and roof > state[State.ROOF]:
+        state[State.ABOVE] = 0.0
+        _begin_search(0.0, state)
+        return _next(limit, roof, window, state, params)
+    rate = done / span_s
+    shift = math.log(rate / state[State.BEST_RATE])
+    noise = math.sqrt(_NOISE * (1.0 / done + 1.0 / known))
+    _begin_span(0.0, state)
+    if abs(shift) < max(0.25, 3.0 * noise):
+        state[State.BEST_RATE] += done / (done + known) * (rate - state[State.BEST_RATE])
+        state[State.BEST_DONE] = min(100.0, known + done)
+        state[State.DRIFT] = 0.0
+        return limit, Reason.HOLD
+    before = state[State.DRIFT]
+    state[State.DRIFT] = shift
+    if before * shift <= 0.0:  # once may be chance
+        return limit, Reason.HOLD
+    # Something changed, and perhaps the best limit with it: one small step says so, and more follow where it helps.
+    _begin_search(1.1, state)
+    state[State.BEST_RATE], state[State.BEST_DONE] = rate, done
+    if shift < 0.0:
+        state[State.BELOW], state[State.ABOVE] = 0.0, best + 1.0
+    else:
+        state[State.BELOW], state[State.ABOVE] = max(1.0, best - 1.0), state[State.CEILING]
+    return _next(limit, roof, window, state, params)
+
+
+#: what compiled code may call, each after what it calls
+COMPILABLE = (
+    _begin_span, _begin_search, _go, _forget, _lift_ceiling, _pass_time, _alarm, _halve, _recover, _shrink, _room,
+    _stride, _next, _search, _rest, adaptive,
+)  # fmt: skip
