@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .checkpoint import CheckpointSaved as CheckpointSaved
+    from .checkpoint import checkpoint_requested as checkpoint_requested
+    from .checkpoint import checkpoint_saved as checkpoint_saved
     from .client import AsyncQueue as AsyncQueue
     from .client import Queue as Queue
     from .client import QueueExecutor as QueueExecutor
@@ -44,6 +47,7 @@ _ERRORS = (
     "ServiceUnavailable SupervisorError TaskFailed TaskNotFound WaitTimeout"
 )
 _HOME = {
+    **dict.fromkeys(("CheckpointSaved", "checkpoint_requested", "checkpoint_saved"), "checkpoint"),
     **dict.fromkeys(("AsyncQueue", "Queue", "QueueExecutor"), "client"),
     **dict.fromkeys(("Retry", "Task", "TaskRefused"), "parts"),
     **dict.fromkeys(_ERRORS.split(), "errors"),

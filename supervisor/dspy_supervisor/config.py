@@ -203,6 +203,16 @@ def slurm_environment(environ: Mapping[str, str] | None = None) -> dict[str, str
     return kept | {"LC_ALL": "C.UTF-8", "SLURM_TIME_FORMAT": "%s"}
 
 
+def job_variables() -> dict[str, str]:
+    """Return what Slurm tells the job that this process runs in; nothing outside of a job."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("SLURM_", "SLURMD_"))}
+
+
+def checkpoint_file() -> str:
+    """Return the file in which a job's runner tells what it runs that its time is up; "" where there is none."""
+    return os.environ.get("DSPY_CHECKPOINT", "")
+
+
 def _resolve(name: str, setting: Setting, layers: list[Layer], default: object, origin: str) -> tuple[Any, str]:
     for layer in layers:
         value = layer.get(name)

@@ -22,7 +22,7 @@ LAYERS = {
         *("devices", "cuda_errors"),
         *("limit", "limit_terms", "adaptive", "gpu", "host"),
     },
-    "sockets": {"parts", "link"},
+    "sockets": {"checkpoint", "parts", "link"},
     "actors": {
         "reactor",
         "channel",
@@ -40,6 +40,8 @@ LAYERS = {
         "breaker",
         "sidecar",
         "carrier",
+        "jobchild",
+        "job",
     },
     "loop": {"settle", "sweeper", "requests", "orders", "dispatch", "burst", "loop"},
     "cli": {"cli", "__main__"},
