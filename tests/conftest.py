@@ -22,6 +22,8 @@ import pytest
 from dspy_supervisor.control_client import ask, socket_path
 from dspy_supervisor.layout import Layout
 
+from tests.nvml import nvml, nvml_library, nvml_script  # noqa: F401 (fixtures)
+
 ROOT = Path(__file__).parents[1]
 START_S = 60.0  #: the longest start, on a machine that does other things too
 END_S = 30.0
