@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import click
 
-from ..config import Loaded, flat
+from ..config import MODES, Loaded, flat
 from ..config_sources import HIDDEN, nearest
 from ..config_table import row
 from .options import with_whole_config
@@ -62,6 +63,13 @@ def check(loaded: Loaded, imports: bool, as_json: bool) -> None:
             click.echo(f"{name} is no setting and changes nothing; is {near} meant?")
         read = ", ".join(map(str, loaded.files)) or "no file"
         click.echo(f"the configuration is good ({read}; mode {loaded.config.mode}; {len(handlers)} handlers imported)")
+
+
+@config.command()
+@click.argument("mode", type=click.Choice(MODES))
+def env(mode: str) -> None:
+    """Print the .env file of a mode, with all that it sets and why: a beginning for one of your own."""
+    click.echo((Path(__file__).parents[1] / "modes" / f"{mode}.env").read_text(), nl=False)
 
 
 def _plain(value: object) -> object:
