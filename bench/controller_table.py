@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcomes.append(judge.try_out(one, POLICIES, range(1, options.seeds + 1), step, advance))
         ticks += one.ticks * options.seeds * (one.highest + len(POLICIES))
     took_s = time.perf_counter() - began
-    table = aligned([report.HEAD, *report.rows(outcomes)])
+    table = report.table(outcomes)
     print(table)
     print(verdict(outcomes))
     print(f"{ticks / 1e6:.0f} million ticks in {took_s:.0f} s: {ticks / took_s / 1e6:.1f} million a second")
@@ -126,17 +126,6 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     missed = list(report.misses(outcomes))
     lines.append("It falls short of them here:" if missed else "It reaches all of them.")
     return "\n".join([*lines, *([""] if missed else []), *(f"- {one}" for one in missed)])
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Return a table whose first two columns are words and whose others are numbers."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 def _of(outcome: Outcome, policy: str) -> judge.Verdict:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .output import json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..simulate.scenarios import Scenario
 
 _POLICIES = ("plan", "watermark", "gradient", "adaptive")
 
@@ -21,6 +25,12 @@ _POLICIES = ("plan", "watermark", "gradient", "adaptive")
     "--seeds", default=1, type=click.IntRange(1, 100), help="Runs of each, with other tasks.", show_default=True
 )
 @click.option("--list", "listing", is_flag=True, help="Say what the worlds stand for.")
+@click.option(
+    "--replay",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Tell what policies say to windows that a supervisor recorded, with the setting record_windows.",
+)
 @click.option("--png", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw what happens.")
 @json_option
 def simulate(
@@ -28,6 +38,7 @@ def simulate(
     policies: tuple[str, ...],
     seeds: int,
     listing: bool,
+    replay: Path | None,
     png: Path | None,
     as_json: bool,
 ) -> None:
@@ -37,29 +48,38 @@ def simulate(
     of what the best fixed limit does, how long it takes to come to rest, how far it swings at rest, in tasks, how far
     beyond that it went before, and how many tasks it killed for GPU memory.
     """
+    if replay and (scenarios or listing):
+        raise click.UsageError("--replay takes its windows from a file: --scenario and --list don't go with it")
+    if png:
+        from ..simulate.picture import need_matplotlib
+
+        need_matplotlib()
+    if replay:
+        _replay(replay, policies or _POLICIES, png, as_json)
+        return
     from ..simulate.scenarios import SCENARIOS
 
     for name in scenarios:
         if name not in SCENARIOS:
             raise click.BadParameter(f"{name!r} is none of {', '.join(SCENARIOS)}", param_hint="--scenario")
     chosen = [SCENARIOS[name] for name in scenarios or SCENARIOS]
-    if listing:
-        if as_json:
-            print_json({"scenarios": {one.name: one.says for one in chosen}})
-        else:
-            print_table(["scenario", "what it stands for"], [(one.name, one.says) for one in chosen])
-        return
+    if not listing:
+        _simulate(chosen, policies or _POLICIES, seeds, png, as_json)
+    elif as_json:
+        print_json({"scenarios": {one.name: one.says for one in chosen}})
+    else:
+        print_table(["scenario", "what it stands for"], [(one.name, one.says) for one in chosen])
+
+
+def _simulate(chosen: list[Scenario], policies: tuple[str, ...], seeds: int, png: Path | None, as_json: bool) -> None:
     from ..limit import Policy, compile_step
     from ..simulate import judge, picture, plant, report
 
-    if png:
-        picture.need_matplotlib()
     step, advance = compile_step(), plant.compiled()
     advance(chosen[0].run(0), 1, 1)  # compiled here, so that the rate below is that of ticks
-    wanted = [Policy[name.upper()] for name in policies or _POLICIES]
-    began, outcomes = time.perf_counter(), []
-    for one in chosen:
-        outcomes.append(judge.try_out(one, wanted, range(1, seeds + 1), step, advance))
+    wanted = [Policy[name.upper()] for name in policies]
+    began = time.perf_counter()
+    outcomes = [judge.try_out(one, wanted, range(1, seeds + 1), step, advance) for one in chosen]
     took_s = time.perf_counter() - began
     ticks = sum(one.ticks * seeds * (one.highest + len(wanted)) for one in chosen)
     if png:
@@ -67,7 +87,36 @@ def simulate(
     if as_json:
         print_json({**report.document(outcomes), "ticks": ticks, "ticks_per_s": ticks / took_s})
         return
-    print_table(report.HEAD, list(report.rows(outcomes)))
+    click.echo(report.table(outcomes))
     for miss in report.misses(outcomes):
         click.echo(f"short of its goal: {miss}")
     click.echo(f"{ticks / 1e6:.1f} million ticks in {took_s:.1f} s: {ticks / took_s / 1e6:.1f} million a second")
+
+
+def _replay(path: Path, policies: tuple[str, ...], png: Path | None, as_json: bool) -> None:
+    from ..limit import Policy, Reason, step
+    from ..simulate import picture, replay
+
+    replays = [
+        (recording, [replay.answer(recording, Policy[name.upper()], step) for name in policies])
+        for recording in replay.read(path)
+    ]
+    if png:
+        picture.draw_replay(replays, png)
+    if as_json:
+        classes = {
+            recording.workload: {
+                "windows": len(recording.at_s),
+                "policies": {
+                    one.policy: {
+                        "limits": one.limits.tolist(),
+                        "reasons": [Reason(reason).name.lower() for reason in one.reasons],
+                    }
+                    for one in answers
+                },
+            }
+            for recording, answers in replays
+        }
+        print_json({"classes": classes})
+        return
+    print_table(replay.HEAD, [row for recording, answers in replays for row in replay.rows(recording, answers)])

@@ -58,17 +58,18 @@ class Trajectory:
         return float(self.windows[:, Input.OOMS].sum())
 
 
-def fixed(scenario: Scenario, seed: int, limit: int, advance: Advance) -> float:
-    """Return how many tasks end well under one limit all the time."""
-    run = scenario.run(seed)
+def fixed(scenario: Scenario, run: Run, limit: int, advance: Advance) -> float:
+    """Return how many tasks end well under one limit all the time; the run itself stays at its beginning."""
+    run = run.copy()
     advance(run, limit, scenario.ticks)
     return float(run.seen[Seen.DONE])
 
 
 def sweep(scenario: Scenario, seeds: Sequence[int], advance: Advance) -> Floats:
     """Return the mean of `fixed` over the seeds for each limit; the first entry is that of limit 1."""
-    runs = [[fixed(scenario, seed, limit, advance) for seed in seeds] for limit in range(1, scenario.highest + 1)]
-    means: Floats = np.array(runs).mean(axis=1)
+    runs = [scenario.run(seed) for seed in seeds]
+    done = [[fixed(scenario, run, limit, advance) for run in runs] for limit in range(1, scenario.highest + 1)]
+    means: Floats = np.array(done).mean(axis=1)
     return means
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ServiceUnavailable
+from ..limit import Input
 from .judge import Outcome
 from .plant import Floats
+from .replay import Answers, Recording
 
 _COLOURS = {"adaptive": "#0b5fb0", "plan": "#d9740b", "watermark": "#3a9a52", "gradient": "#a05bb5"}
 _OTHER = "#666666"
@@ -30,17 +32,49 @@ def need_matplotlib() -> None:
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     """Write the picture of one scenario, or of many, as PNG. Raises ServiceUnavailable, OSError."""
+    figure, save = _figure(path)
+    if len(outcomes) == 1:
+        _one(figure, outcomes[0])
+    else:
+        _many(figure, outcomes)
+    save()
+
+
+def draw_replay(replays: Sequence[tuple[Recording, Sequence[Answers]]], path: Path) -> None:
+    """Write a picture of recorded windows and what policies say to them. Raises ServiceUnavailable, OSError."""
+    figure, save = _figure(path)
+    figure.set_size_inches(11, 5.5 * len(replays))
+    axes = figure.subplots(3 * len(replays), 1, squeeze=False, height_ratios=(3, 1.5, 1.5) * len(replays)).flatten()
+    for i, (recording, answers) in enumerate(replays):
+        limits, rate, busy = axes[3 * i : 3 * i + 3]
+        at_s, windows = recording.at_s, recording.windows
+        limits.step(at_s, windows[:, Input.LIMIT], where="pre", color="black", lw=1.6, label="limit that held")
+        limits.plot(at_s, windows[:, Input.INFLIGHT], color="#999999", lw=1, ls=":", label="tasks that ran")
+        for one in answers:
+            limits.plot(at_s, one.limits, label=f"{one.policy} says", **_style(one.policy))
+        limits.set_title(f"{recording.workload}: what the policies say to what was recorded", loc="left")
+        limits.set_ylabel("limit, tasks")
+        limits.set_ylim(bottom=0)
+        limits.legend(ncols=6, frameon=False, fontsize=8, loc="upper right")
+        rate.plot(at_s, windows[:, Input.DONE_RATE], color=_OTHER, lw=1)
+        rate.set_ylabel("done, tasks/s")
+        busy.plot(at_s, 100.0 * windows[:, Input.GPU_BUSY], color=_OTHER, lw=1)
+        busy.set_ylabel("GPU busy, %")
+        busy.set_xlabel("recorded time, s")
+        for place in (limits, rate, busy):
+            _tidy(place)
+    save()
+
+
+def _figure(path: Path) -> tuple[Any, Callable[[], None]]:
+    """Return an empty figure and what writes it; neither needs a display."""
     need_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
-    if len(outcomes) == 1:
-        _one(figure, outcomes[0])
-    else:
-        _many(figure, outcomes)
-    figure.savefig(path, dpi=110, format="png")
+    return figure, lambda: figure.savefig(path, dpi=110, format="png", metadata={"Software": None})
 
 
 def _one(figure: Any, outcome: Outcome) -> None:

@@ -155,6 +155,16 @@ class Run(NamedTuple):
     clock: Floats  # [Clock]
     seen: Floats  # [Seen]
 
+    def copy(self) -> Run:
+        """Return a run of the same tasks in the same state, that goes its own way."""
+        return self._replace(
+            devices=self.devices.copy(),
+            places=self.places.copy(),
+            ring=self.ring.copy(),
+            clock=self.clock.copy(),
+            seen=self.seen.copy(),
+        )
+
 
 def part(function: _F) -> _F:
     """Let compiled code call a function, which stays plain for plain code."""
@@ -393,14 +403,13 @@ def sample(run: Run, now: float, second: int) -> None:
     for d in range(many):
         duty = devices[d, Device.BUSY_S]
         devices[d, Device.BUSY_S] = 0.0
-        range_w = world[World.POWER_BUSY] - world[World.POWER_IDLE]
-        cap_clock = 1.0
-        drawn = world[World.POWER_IDLE] + range_w * duty
+        span = world[World.POWER_BUSY] - world[World.POWER_IDLE]
+        clock = 1.0
+        drawn = world[World.POWER_IDLE] + span * duty
         if devices[d, Device.THROTTLED] > 0:
-            cap_clock = world[World.HOT_CLOCK]
-            drawn = world[World.POWER_IDLE] + range_w * duty * cap_clock
-        elif drawn > 1.0:  # dynamic power goes with the square of the clock, about, near the cap
-            cap_clock = math.sqrt((1.0 - world[World.POWER_IDLE]) / (drawn - world[World.POWER_IDLE]))
+            drawn = world[World.POWER_IDLE] + span * duty * world[World.HOT_CLOCK]
+        elif drawn > 1.0:  # near the cap, the power of the work goes about with the square of the clock
+            clock = math.sqrt((1.0 - world[World.POWER_IDLE]) / (drawn - world[World.POWER_IDLE]))
             drawn = 1.0
         towards = world[World.AMBIENT] + world[World.HEATING] * drawn
         devices[d, Device.TEMPERATURE] += (towards - devices[d, Device.TEMPERATURE]) / world[World.COOLING_S]
@@ -408,8 +417,10 @@ def sample(run: Run, now: float, second: int) -> None:
             devices[d, Device.THROTTLED] = 1.0
         elif devices[d, Device.TEMPERATURE] <= world[World.COOL]:
             devices[d, Device.THROTTLED] = 0.0
+        if devices[d, Device.THROTTLED] > 0:
+            clock = world[World.HOT_CLOCK]
         brake = trace[second, Trace.BRAKE]
-        devices[d, Device.CLOCK] = cap_clock * brake
+        devices[d, Device.CLOCK] = clock * brake
         devices[d, Device.POWER] = drawn
         busy += duty / many
         power += drawn / many

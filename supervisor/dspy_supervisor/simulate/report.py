@@ -15,6 +15,19 @@ GOAL = 0.9  #: of what the best fixed limit does
 _RIVALS = ("plan", "watermark")
 
 
+def table(outcomes: Iterable[Outcome]) -> str:
+    """Return all rows under their heads: words to the left, numbers to the right."""
+    lines = [HEAD, *rows(outcomes)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
 def rows(outcomes: Iterable[Outcome]) -> Iterator[tuple[str, ...]]:
     """Yield the lines of the table: for each scenario its best fixed limit, the policies, and the highest limit."""
     for outcome in outcomes:
