@@ -86,7 +86,9 @@ def test_a_quick_command_takes_at_most_ten_bare_starts(tmp_path, queue, argument
         "HOME": str(tmp_path),
         "DSPY_RUNTIME_DIR": str(tmp_path / "run"),
         "ENV_QUEUE_DIR": str(queue),
+        "PYTHONPYCACHEPREFIX": str(tmp_path / "cache"),  # compiled once, as where it is installed
     }
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def took(*command: str) -> float:
         """Seconds of CPU: what else the machine does delays a command, and costs it little."""
