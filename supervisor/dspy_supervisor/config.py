@@ -16,7 +16,7 @@ secret is shown by any command, in any refusal or log.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -186,21 +186,25 @@ def set_variable(name: str, value: str) -> None:
     os.environ[name] = value
 
 
-_SLURM_PREFIXES = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SALLOC_", "SINFO_", "SCONTROL_")
+_FOR_JOBS = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "SLURM_CONF", "LD_LIBRARY_PATH", "LD_PRELOAD"),
+        *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "MODULEPATH", "LMOD_CMD", "LMOD_DIR"),
+    }
+)
 
 
-def slurm_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the variables that Slurm's commands are run with: none that changes what they do or print.
+def slurm_environment(allowed: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables that Slurm's commands are run with, and that jobs inherit.
 
-    Those of a job around us would reach into the jobs we submit; SQUEUE_STATES and its like silently empty listings.
+    A few that programs need, and those ``allowed`` by name or as NAME*. No other: secrets would reach every node and the
+    accounting, the variables of a job around us the jobs we submit, and SQUEUE_STATES and its like silently empty listings.
     """
     environ = os.environ if environ is None else environ
-    kept = {name: value for name, value in environ.items() if not name.startswith((*_SLURM_PREFIXES, "LC_"))}
-    for name in ("LANGUAGE", "TZ", "DSPY_TASK_NODE"):
-        kept.pop(name, None)
-    if conf := environ.get("SLURM_CONF"):
-        kept["SLURM_CONF"] = conf
-    return kept | {"LC_ALL": "C.UTF-8", "SLURM_TIME_FORMAT": "%s"}
+    heads = tuple(name.removesuffix("*") for name in allowed if name.endswith("*"))
+    names = _FOR_JOBS | set(allowed)
+    kept = {name: value for name, value in environ.items() if name in names or (heads and name.startswith(heads))}
+    return kept | {"LC_ALL": "C.UTF-8"}
 
 
 def job_variables() -> dict[str, str]:

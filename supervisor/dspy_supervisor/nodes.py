@@ -27,6 +27,7 @@ from typing import Any, Self
 from dspy_fastpath.ids import uuid7
 
 from .errors import AlreadyRunning
+from .jobbook import is_carried
 from .layout import Layout, list_folder, read_json, replace_json
 
 _SUFFIX = ".hb"
@@ -144,7 +145,7 @@ class Observer:
     def others(self) -> set[str]:
         """Return the nodes, beside this one, that have a heartbeat or claims."""
         found = {name[: -len(_SUFFIX)] for name in list_folder(self.layout.nodes) if name.endswith(_SUFFIX)}
-        found |= {node_of(owner) for owner in list_folder(self.layout.claimed)}
+        found |= {node_of(owner) for owner in list_folder(self.layout.claimed) if not is_carried(owner)}
         return {node for node in found if not node.startswith(".")} - {self.me}
 
     def dead(self, now: float, *, beating: bool) -> set[str]:
@@ -204,10 +205,10 @@ class Observer:
 
 
 def claims_of(layout: Layout, nodes: set[str]) -> dict[str, list[str]]:
-    """Return what lies in the claim folders of these nodes: owner to file names."""
+    """Return what lies in the claim folders of these nodes, but as jobs of a cluster: owner to file names."""
     found: dict[str, list[str]] = {}
     for owner in list_folder(layout.claimed):
-        if node_of(owner) not in nodes:
+        if node_of(owner) not in nodes or is_carried(owner):
             continue
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:

@@ -6,6 +6,7 @@
      "status": "done" | "failed",
      "runner_result": ...,                                                              done only
      "error": {"cause": ..., "message": ..., "type"?, "traceback"?, "stacks"?, ...},    failed only
+     "slurm": {"job", "slurm_state", "exit_code", "nodes", "max_rss_bytes", "elapsed_s"},     of a task that was a job
      "task_id": the file's name without .json, "attempt": 0-based, "history": [earlier attempts],
      "submitted_at", "started_at"?, "completed_at": RFC 3339, "duration_ms": float, "wait_ms": float, "worker": pid, "owner"}
 
@@ -29,7 +30,7 @@ from .task import TaskName, WorkloadClass
 # fmt: off
 _OWN_KEYS = frozenset({
     "id", "class", "payload", "status", "runner_result", "error", "task_id", "attempt", "history", "submitted_at",
-    "started_at", "completed_at", "duration_ms", "wait_ms", "worker", "owner", "producer",
+    "started_at", "completed_at", "duration_ms", "wait_ms", "worker", "owner", "producer", "slurm",
 })
 # fmt: on
 _OPTIONAL = ("kind", "not_before", "timeout_s", "max_attempts", "idempotency_key", "affinity", "traceparent")
@@ -71,6 +72,7 @@ class Run(NamedTuple):
     duration_s: float  #: by the monotonic clock
     worker: int  #: process id
     owner: str
+    job: Mapping[str, Any] | None = None  #: of a cluster that ran it
 
 
 def done_record(claim: Claim, result: bytes, run: Run, history: Sequence[Mapping[str, Any]] = ()) -> bytes:
@@ -135,6 +137,8 @@ def _record(claim: Claim, end: bytes, run: Run, history: Sequence[Mapping[str, A
         parts += _options(claim)
     parts.append(end)
     parts.append(b'"task_id":%b,"attempt":%d' % (task_id, name.attempt))
+    if run.job is not None:
+        parts.append(b'"slurm":' + orjson.dumps(run.job))
     if history:
         parts.append(b'"history":' + orjson.dumps(history))
     parts.append(b'"submitted_at":' + timestamp(claim.submitted_at))

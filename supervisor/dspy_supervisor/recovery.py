@@ -24,6 +24,7 @@ from dspy_fastpath.claim import Refused, read, write_new
 from dspy_fastpath.envelope import EnvelopeError, scan
 from dspy_fastpath.ids import uuid7
 
+from .jobbook import is_carried
 from .layout import Layout, list_folder, walk_folder
 from .lookup import files, find, name_of
 from .retry import Budget, decide
@@ -106,9 +107,11 @@ def drop_second_names(layout: Layout) -> int:
 def take_from_dead(
     undertaker: Undertaker, owners: Iterable[str], budget: Budget, result: Recovered, reason: str
 ) -> None:
-    """Give the claims of dead owners back, and remove their folders."""
+    """Give the claims of dead owners back, and remove their folders; not what runs in a cluster: it goes on there."""
     queue = undertaker.queue
     for owner in owners:
+        if is_carried(owner):
+            continue
         try:
             folder = queue.open_owner(owner)
         except NotADirectoryError:  # a stranger's file or link between the folders of owners

@@ -22,10 +22,9 @@ LAYERS = {
         *("devices", "cuda_errors"),
         *("limit", "limit_terms", "adaptive", "gpu", "host"),
     },
-    "sockets": {"checkpoint", "parts", "link"},
+    "sockets": {"checkpoint", "parts", "link", "channel"},
     "actors": {
         "reactor",
-        "channel",
         "guard",
         "notify",
         "compat",

@@ -38,6 +38,7 @@ _REFUSALS = (
     "invalid feature specification",
     "invalid constraint",
     "does not look like a batch script",
+    "unable to open file",
     "batch script contains dos line breaks",
     "batch script is empty",
     "invalid --",
@@ -78,6 +79,7 @@ class Answer:
     error: str
     took_s: float
     timed_out: bool = False
+    ran: bool = True  #: False: it could not even be started
 
     @property
     def ok(self) -> bool:
@@ -122,6 +124,8 @@ def read_submission(answer: Answer) -> Accepted | Refused | Unknown:
     match = _ACCEPTED.fullmatch(answer.out)
     if answer.ok:
         return Accepted(match[1], match[2] or "") if match else Unknown(f"sbatch printed {answer.out[:80]!r}")
+    if not answer.ran:
+        return Refused(answer.trouble, later=True)
     if answer.timed_out or answer.code < 0 or answer.out.strip():
         return Unknown(answer.trouble)
     said = answer.error.lower()
@@ -197,7 +201,7 @@ class Slurm:
     """Runs Slurm's commands, several at a time, without waiting for them."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = dict(environment)
+        self.environment = dict(environment)  #: of sbatch, and so of jobs
         self.calls: Tally[str] = Tally()  #: by program
         self.errors: Tally[str] = Tally()
         self._running: dict[int, _Call] = {}  # by pidfd
@@ -224,9 +228,11 @@ class Slurm:
         program = argv[0]
         self.calls[program] += 1
         variables = self.environment | dict(environment)
+        if program != "sbatch":  # a job would inherit it
+            variables["SLURM_TIME_FORMAT"] = "%s"
         path = shutil.which(program, path=variables.get("PATH", os.defpath))
         if path is None:
-            self._answered(Answer(program, 127, "", f"{program}: not found on PATH", 0.0), then)
+            self._answered(Answer(program, 127, "", f"{program}: not found on PATH", 0.0, ran=False), then)
             return
         with contextlib.ExitStack() as stack:
             files = [os.memfd_create(f"{program}.{what}", os.MFD_CLOEXEC) for what in ("in", "out", "err")]
@@ -245,7 +251,7 @@ class Slurm:
                 try:
                     pid = spawn(words, env, b"/", *files)
                 except (OSError, ValueError) as error:
-                    self._answered(Answer(program, 126, "", f"{program}: {error}", 0.0), then)
+                    self._answered(Answer(program, 126, "", f"{program}: {error}", 0.0, ran=False), then)
                     return
                 undo.pop_all()
             pidfd = os.pidfd_open(pid)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _FIRST_S = 1.0  # after a submission, a cancel, a job that just ended
 _GROWTH = 1.5
+_DUE_S = 5.0
 _SHARE = 20.0  # a call that took so long is not made more often than so many times its length
 _BACKOFF_S, _LONGEST_BACKOFF_S = 2.0, 300.0
 
@@ -23,11 +24,15 @@ class Pace:
         """Take the configured bound; without accounting a job must be seen ended before the controller forgets it."""
         self.longest_s = longest_s if accounting else min(longest_s, max(0.5, min_job_age_s / 2))
 
-    def answered(self, took_s: float, *, changed: bool) -> float:
-        """Return the time to the next look after one that succeeded; ``changed``: jobs moved, or are about to."""
+    def answered(self, took_s: float, *, changed: bool, due: bool) -> float:
+        """Return the time to the next look after one that succeeded.
+
+        ``changed``: jobs moved; ``due``: something is about to be known, as how a job ended that is over.
+        """
         self.failures = 0
         self.interval_s = _FIRST_S if changed else self.interval_s * _GROWTH
-        self.interval_s = max(min(self.interval_s, self.longest_s), min(took_s * _SHARE, _LONGEST_BACKOFF_S))
+        longest_s = min(self.longest_s, _DUE_S) if due else self.longest_s
+        self.interval_s = max(min(self.interval_s, longest_s), min(took_s * _SHARE, _LONGEST_BACKOFF_S))
         return self.interval_s * (0.9 + 0.2 * self.chance)
 
     def failed(self) -> float:
