@@ -15,6 +15,7 @@ secret is shown by any command, in any refusal or log.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ __all__ = [
     "flat",
     "load",
     "notify_environment",
+    "numba_cache_folder",
     "set_variable",
     "slurm_environment",
 ]
@@ -184,6 +186,31 @@ def notify_environment() -> tuple[str, str]:
 def set_variable(name: str, value: str) -> None:
     """Set a variable of this process, for what it starts."""
     os.environ[name] = value
+
+
+def numba_cache_folder(runtime_dir: Path, environ: Mapping[str, str] | None = None) -> Path | None:
+    """Return a folder of ours for compiled code, which is there and can be written now, or None.
+
+    systemd's cache directory where there is one, else the user's by the XDG specification, else one beside the socket.
+    """
+    environ = os.environ if environ is None else environ
+    places = [Path(place) for place in environ.get("CACHE_DIRECTORY", "").split(":") if place.startswith("/")]
+    if (cache := environ.get("XDG_CACHE_HOME", "")).startswith("/"):
+        places.append(Path(cache) / "dspy-supervisor")
+    elif environ.get("HOME", "").startswith("/"):
+        places.append(Path(environ["HOME"]) / ".cache" / "dspy-supervisor")
+    for place in [*places, runtime_dir]:
+        folder = place / "numba"
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.stat()
+            # Who may write there decides what code we run.
+            if found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+                probe = folder / f".{os.getpid()}"
+                os.close(os.open(probe, os.O_CREAT | os.O_WRONLY))
+                probe.unlink()
+                return folder
+    return None
 
 
 _FOR_JOBS = frozenset(

@@ -8,18 +8,22 @@ same. What a number means is said by the enums: `Input` indexes a window, `State
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .adaptive import COMPILABLE, adaptive
+from .adaptive import __file__ as adaptive_file
 from .limit_terms import Input, Param, Policy, Reason, State, new_state, parameters, reason_text
+from .limit_terms import __file__ as terms_file
 
 if TYPE_CHECKING:
     from collections.abc import MutableSequence
 
 __all__ = [
-    "Input", "Param", "Policy", "Reason", "State", "Step", "compile_step", "let_compiled_code_call_step",
-    "new_state", "parameters", "reason_text", "step",
+    "Input", "Param", "Policy", "Reason", "State", "Step", "compile_step", "digest",
+    "let_compiled_code_call_step", "new_state", "parameters", "reason_text", "step",
 ]  # fmt: skip
 
 Step: TypeAlias = "Callable[[int, Any, Any, Any], tuple[float, int]]"
@@ -98,6 +102,12 @@ def let_compiled_code_call_step() -> None:
 
     for function in _COMPILABLE:
         register_jitable(function)
+
+
+def digest() -> str:
+    """Return what names this version of the step's sources: Numba's own cache looks at one file of them only."""
+    sums = [zlib.crc32(Path(place).read_bytes()) for place in (__file__, adaptive_file, terms_file)]
+    return "-".join(f"{each:08x}" for each in sums)
 
 
 def compile_step(*, cache: bool = False) -> Step:
