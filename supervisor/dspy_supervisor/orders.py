@@ -6,6 +6,7 @@ Signals and the control socket both come here. What can't be done is refused bef
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from dspy_fastpath.counters import Gauge
@@ -29,6 +30,7 @@ class Orders:
         self._supervisor = supervisor
         self.pinned: set[str] = set()  #: classes whose limit was set by hand, until a reload
         self.reasons: dict[str, tuple[str, str]] = {}  #: class to the word and the text of why its limit is what it is
+        self.changes: dict[str, Counter[str]] = {}  #: class to how often its limit changed, by the word of the reason
         self._steered_at = 0.0  # monotonic seconds; 0: never
 
     def reload(self) -> dict[str, Any]:
@@ -82,6 +84,7 @@ class Orders:
         log.info("limit", klass=name, before=pool.limit, now=limit, reason=why)
         supervisor.page.set(pool.klass, Gauge.LIMIT, limit)
         self.reasons[name] = (why, why)
+        self._count(name, why)
         pool.size = limit
         pool.adjust()
         supervisor.intake.reconsider()
@@ -113,10 +116,14 @@ class Orders:
         if limit == before:
             return
         log.info("limit", klass=name, before=before, now=limit, reason=reason, why=why)
+        self._count(name, reason)
         supervisor.page.set(pool.klass, Gauge.LIMIT, limit)
         if name == WorkloadClass.GPU:  # a worker that waits holds memory of the GPU
             pool.size = limit
             pool.adjust()
+
+    def _count(self, name: str, reason: str) -> None:
+        self.changes.setdefault(name, Counter())[reason] += 1
 
     def shift_limits(self, step: int) -> None:
         """Raise or lower the limit of every class that has one, to 1 at least."""

@@ -129,6 +129,7 @@ def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:
         "limit_max": pool.settings.workers,
         "limit_reason": why[0] if why else None,
         "limit_why": why[1] if why else None,
+        "limit_changes": dict(supervisor.orders.changes.get(name, {})),
         "workers": len(pool.workers),
         "done": page.counter(pool.klass, Counter.DONE),
         "failed": page.counter(pool.klass, Counter.FAILED),

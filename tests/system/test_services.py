@@ -41,6 +41,7 @@ def test_a_limit_that_a_service_says_holds_and_is_shown_with_its_reason(supervis
     assert shown["workers"] == 4, "only feeding changes: a worker costs more to start than to keep"
     crew("controller", 99)
     until(lambda: limit(one) == 4, "the limit is that of the workers")
+    assert one.status()["classes"]["cpu_short"]["limit_changes"] == {"vram": 2}
 
 
 def test_a_limit_set_by_hand_stays_until_a_reload(supervisor, crew):

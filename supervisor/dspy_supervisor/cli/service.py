@@ -180,8 +180,7 @@ def _service(service: Mapping[str, Any]) -> str:
     words = [f"pid {service['pid']}"]
     if service.get("restarts"):
         words.append(f"started again {service['restarts']} times")
-    if service.get("problem"):
-        words.append(str(service["problem"]))
+    words += [str(service[key]) for key in ("problem", "why") if service.get(key)]
     return ", ".join(words)
 
 
