@@ -171,7 +171,8 @@ def supervisors(folder: Path) -> Iterator[Start]:
     Options are those of `start`, as they are; handlers and settings become --handler and --set. The queue is
     folder/queue unless ``queue`` says otherwise, the runtime folder folder/run. Only cpu_short has a worker unless the
     options say otherwise. Handlers are imported from the repository (tests.system.handlers:...), and from folder/code
-    if a test writes a module there. ``ready=False`` returns at once.
+    if a test writes a module there. ``ready=False`` returns at once, ``plain=True`` leaves the numbers of workers to
+    the mode.
     """
     started: list[Supervised] = []
 
@@ -186,13 +187,14 @@ def supervisors(folder: Path) -> Iterator[Start]:
         prefix: tuple[str, ...] = (),  # a program that runs it, as ("strace", "-f")
         ready: bool = True,
         program: str = "dspy_supervisor",  # the module that is run
+        plain: bool = False,
     ) -> Supervised:
         queue, runtime = queue or folder / "queue", runtime or folder / "run"
         command = [*prefix, sys.executable, "-m", program, "start"]
         command += ["--queue-dir", str(queue), "--runtime-dir", str(runtime), "--instance", instance]
         for name, handler in (handlers or {"cpu_short": "echo"}).items():
             command += ["--handler", f"{name}={handler}"]
-        workers = {"cpu_short": 1, "cpu_long": 0, "gpu": 0}
+        workers = {} if plain else {"cpu_short": 1, "cpu_long": 0, "gpu": 0}
         chosen = {name for name in workers if any(option.startswith(f"{name}=") for option in options)}
         for name in workers.keys() - chosen:
             command += ["--workers", f"{name}={1 if name in (handlers or {}) else workers[name]}"]

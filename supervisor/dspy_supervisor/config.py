@@ -18,12 +18,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from .config_class import BUILT_IN, CLASS_SETTINGS, CLASSES, ClassConfig, class_defaults
+from .config_gpu import workstation_limit
 from .config_sources import (
     HIDDEN,
     Layer,
@@ -75,10 +76,29 @@ class Loaded:
     flags: Mapping[str, object]
     cwd: Path
     strangers: tuple[str, ...]  #: variables that are named like settings and are none
+    gpu_memory: tuple[int, ...] = ()  #: bytes of each GPU of this host, once they are known
 
     def reload(self) -> Loaded:
         """Read files and environment anew, under the same flags."""
-        return load(self.flags, cwd=self.cwd)
+        return load(self.flags, cwd=self.cwd).fitted(self.gpu_memory)
+
+    def fitted(self, gpu_memory: tuple[int, ...]) -> Loaded:
+        """Return this for a host with these GPUs: a workstation's limit follows from them where nobody says another."""
+        if not gpu_memory or not self.origins["max_concurrency"].startswith("mode workstation"):
+            return self
+        limit = workstation_limit(gpu_memory)
+        origin = f"mode workstation with {sum(gpu_memory) / 1e9:.0f} GB of GPU memory"
+        followers = [name for name in CLASSES if self.origins[f"class.{name}.workers"].startswith("max_concurrency ")]
+        classes = {
+            name: replace(one, workers=limit) if name in followers else one for name, one in self.config.classes.items()
+        }
+        origins = {f"class.{name}.workers": f"max_concurrency ({origin})" for name in followers}
+        return replace(
+            self,
+            config=replace(self.config, max_concurrency=limit, classes=MappingProxyType(classes)),
+            origins=MappingProxyType({**self.origins, **origins, "max_concurrency": origin}),
+            gpu_memory=gpu_memory,
+        )
 
 
 def load(

@@ -18,7 +18,12 @@ class Dispatch:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._orders = {"limit": self._limit, "gpu_lost": self._gpu_lost, "report": self._report}
+        self._orders = {
+            "state": self._state,
+            "limit": self._limit,
+            "gpu_lost": self._gpu_lost,
+            "report": self._report,
+        }
 
     def heard(self, sidecar: Sidecar, message: Mapping[str, Any]) -> None:
         """A service said something. Raises ValueError, KeyError or TypeError for what no service says."""
@@ -30,6 +35,10 @@ class Dispatch:
             if carrier.service == sidecar.name:
                 for file in carrier.forget():
                     self._supervisor.intake.see(file)
+
+    def _state(self, sidecar: Sidecar, message: Mapping[str, Any]) -> None:
+        if sidecar.name == "telemetry":
+            self._supervisor.orders.fit(tuple(map(int, message.get("gpu_memory", ()))))
 
     def _limit(self, _: Sidecar, message: Mapping[str, Any]) -> None:
         self._supervisor.orders.steer(

@@ -57,6 +57,20 @@ class Orders:
         log.info("reloaded", applied=list(live), needs_restart=list(restart))
         return {"applied": list(live), "needs_restart": list(restart)}
 
+    def fit(self, gpu_memory: tuple[int, ...]) -> None:
+        """Take the limits that follow from the memory of this host's GPUs (bytes of each), where they are left open."""
+        supervisor = self._supervisor
+        before, loaded = supervisor.config, supervisor.loaded.fitted(gpu_memory)
+        supervisor.loaded, supervisor.config = loaded, loaded.config
+        if loaded.config.max_concurrency == before.max_concurrency:
+            return
+        for name, pool in supervisor.pools.items():
+            pool.settings = loaded.config.classes[name]
+            if pool.settings.workers != before.classes[name].workers and name not in self.pinned:
+                self.set_limit(name, pool.settings.workers, loaded.origins["max_concurrency"])
+        if controller := supervisor.crew.get("controller"):
+            controller.renew()
+
     def try_to_reload(self) -> None:
         """Reload, or say why not and go on."""
         try:

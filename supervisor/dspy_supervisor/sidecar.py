@@ -212,7 +212,7 @@ class Sidecar:
                 message = orjson.loads(packet)
                 if message["op"] == "state":
                     self.state = message
-                elif message["op"] != "alive":
+                if message["op"] != "alive":
                     self._owner.heard(self, message)
         except BlockingIOError:
             return

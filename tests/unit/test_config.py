@@ -379,3 +379,24 @@ def test_what_compatibility_names_is_read_or_let_be(get):
 )
 def test_a_workstation_runs_a_task_for_each_8_gb_of_its_gpus_four_at_most(gpus, limit):
     assert workstation_limit(gpus) == limit
+
+
+def test_a_workstations_limit_follows_its_gpus_where_nobody_says_another(get):
+    gpus = (24564 << 20,)
+    loaded = get({"mode": "workstation", "class.cpu_long.workers": 7}).fitted(gpus)
+    workers = {name: one.workers for name, one in loaded.config.classes.items()}
+    assert (loaded.config.max_concurrency, workers) == (3, {"cpu_short": 3, "cpu_long": 7, "gpu": 3, "gpu_slurm": 0})
+    assert loaded.origins["max_concurrency"] == "mode workstation with 26 GB of GPU memory"
+    assert loaded.origins["class.gpu.workers"] == "max_concurrency (mode workstation with 26 GB of GPU memory)"
+    assert loaded.fitted((12 << 30,)).config.max_concurrency == 1  # one that was exchanged
+    assert get({"mode": "workstation"}).fitted(()).config.max_concurrency == 4
+    assert get({"mode": "cluster"}).fitted(gpus).config.max_concurrency == 16
+    assert get({"mode": "workstation"}, DSPY_MAX_CONCURRENCY="4").fitted(gpus).config.max_concurrency == 4
+
+
+def test_a_reload_keeps_what_was_found_of_gpus(home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    loaded = load({"mode": "workstation"}, cwd=home).fitted((16 << 30,))
+    assert loaded.reload().config.max_concurrency == 2
+    write(home / ".env", "DSPY_MAX_CONCURRENCY=4")
+    assert loaded.reload().config.max_concurrency == 4

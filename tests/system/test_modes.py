@@ -1,0 +1,46 @@
+"""A mode takes the host as it finds it: its limit follows the GPUs, and what is missing holds up nobody else."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Start, Supervised, until
+from ..nvml import RTX_4090, Script
+from .conftest import events
+
+FIXED = {"policy": "fixed", "telemetry_interval_s": 0.2}
+
+
+@pytest.fixture
+def workstation(supervisor: Start, nvml_script: Script, tmp_path: Path):
+    """A function that starts one with a GPU of so many bytes."""
+
+    def start(total: int, **more: str) -> Supervised:
+        nvml_script.gpu(0, uuid="GPU-1", **RTX_4090 | {"total": total})
+        environ = nvml_script.environ | more
+        return supervisor("--mode", "workstation", settings=FIXED, environ=environ, plain=True)
+
+    return start
+
+
+def limits(one: Supervised) -> dict[str, int]:
+    return {name: found["limit"] for name, found in one.status()["classes"].items()}
+
+
+def test_a_workstations_limit_follows_the_memory_of_its_gpu_and_a_reload_keeps_it(workstation) -> None:
+    one = workstation(16 << 30)
+    until(lambda: limits(one)["cpu_short"] == 2, "two tasks, one for each 8 GB")
+    assert limits(one) == {"cpu_short": 2, "cpu_long": 2, "gpu": 2, "gpu_slurm": 0}
+    assert "mode workstation with 17 GB of GPU memory" in str(events(one, "limit"))
+    one.signal(signal.SIGHUP)
+    until(lambda: events(one, "reloaded"), "it was reloaded")
+    assert limits(one)["cpu_short"] == 2
+
+
+def test_a_limit_that_somebody_set_stays_whatever_the_gpu_is(workstation) -> None:
+    one = workstation(16 << 30, DSPY_MAX_CONCURRENCY="5")
+    until(lambda: one.status()["services"]["telemetry"].get("gpus") == 1, "the GPU is found")
+    assert limits(one)["cpu_short"] == 5
