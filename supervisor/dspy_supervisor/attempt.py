@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from .checkpoint import CheckpointSaved
 from .cuda_errors import raised_out_of_memory
 from .parts import Handler, HandlerFailure, Retry, Task, TaskRefused
 from .task import Cause
@@ -218,6 +219,8 @@ def _describe(exc: BaseException) -> Outcome:
         cause = Cause.REFUSED
     elif isinstance(exc, Retry):
         retry_delay_s = exc.delay_s
+        if isinstance(exc, CheckpointSaved):
+            cause, traceback = Cause.LOST, ""  # its place was: it goes on in the next attempt, and nothing is charged
     elif raised_out_of_memory(exc):
         cause, details = Cause.OUT_OF_MEMORY, {"memory": "gpu"}
     elif isinstance(exc, MemoryError):

@@ -32,7 +32,7 @@ class Kind(IntEnum):
     GONE = 6  #: somebody else was faster, or the claim was taken meanwhile
     QUARANTINED = 7  #: text: why
     TROUBLE = 8  #: an error of ours, the task is unharmed; text: which
-    RETURNED = 9  #: it was not claimed, and is the supervisor's to feed again
+    RETURNED = 9  #: it is back in pending/, the supervisor's to feed again, or not to where ``text`` says why
     VOID = 10  #: others took this worker for dead, with all its claims: it ends; text: why
 
 

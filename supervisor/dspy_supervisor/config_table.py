@@ -20,6 +20,7 @@ from .config_slurm import SlurmSettings
 from .setting import (
     Setting,
     choice,
+    number,
     optional,
     pairs,
     path,
@@ -140,6 +141,13 @@ class Config(GpuSettings, SlurmSettings):
     ageing_s: float = setting(seconds(0, _YEAR), "waiting that is worth one step of priority", 30.0)
     drain_s: float = setting(seconds(0, _YEAR), "time that running tasks have to end at a stop", 30.0, live=True)
     kill_grace_s: float = setting(seconds(0, 3600), "time between TERM and KILL", 3.0, live=True)
+    ends_at: float = setting(
+        number(0, 1e11),
+        "epoch seconds at which this supervisor's host is taken away: it starts nothing that can't end before, and ends "
+        "itself in time for its drain (0: never)",
+        0.0,
+    )
+    idle_exit_s: float = setting(seconds(0, _YEAR, "never"), "end after so long without any task to run", 0.0)
     sweep_s: float = setting(seconds(0.05, 3600), "time between two looks at a folder that has events", 5.0, live=True)
     sweep_network_s: float = setting(seconds(0.05, 3600), "the same where the filesystem has none", 1.0, live=True)
     partial_grace_s: float = setting(

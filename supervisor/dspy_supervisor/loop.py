@@ -17,6 +17,7 @@ from typing import Any
 from dspy_fastpath.counters import Counter, Gauge, Global, Page
 
 from . import proctree
+from .allocation import Allocation
 from .backlog import Backlog
 from .burst import Burst
 from .carrier import CARRIED, Carrier
@@ -107,6 +108,7 @@ class Supervisor:
         self.orders = Orders(self)
         self.dispatch = Dispatch(self)
         self.burst = Burst(self)
+        self.allocation = Allocation(self)
         self._watch_descriptor: int | None = None
 
     @property
@@ -140,6 +142,7 @@ class Supervisor:
         recover(self)
         self.watch()
         self.orders.apply_pause()
+        self.allocation.begin()
         self.crew.start()
         for pool in self.pools.values():
             pool.adjust()
@@ -164,6 +167,7 @@ class Supervisor:
         if self.stopping:
             return
         self.stopping = True
+        self.allocation.wish()
         running = self.feeder.inflight
         log.info("stopping", running=running, drain_s=drain_s)
         self.notifier.send(
@@ -188,6 +192,7 @@ class Supervisor:
             self.undertaker.close()
         self.compat.close()
         self.guard_process.close()
+        self.allocation.close()
         self.page.close()
         self.presence.close()
         self.layout.close()
@@ -262,7 +267,10 @@ class Supervisor:
         elif kind is Kind.RETRIED:
             log.info("retried", task=file, klass=pool.name, cause=report.text)
         elif kind is Kind.RETURNED:
-            self.intake.see(file)
+            if report.text:
+                self.intake.held[file] = (pool.name, report.text)
+            else:
+                self.intake.see(file)
         elif kind is Kind.QUARANTINED:
             self.page.add(pool.klass, Counter.REFUSED)
             log.warning("quarantined", file=file, reason=report.text)
@@ -432,7 +440,8 @@ class Supervisor:
         weights = {name: settings.weight for name, settings in self.config.classes.items()}
         self.feeder.configure(self.config.total_limit, weights)
         for carrier in self.carriers.values():
-            carrier.window = self.config.slurm_max_jobs
+            # with pilots its tasks stay where these find them
+            carrier.window = 0 if self.config.slurm_pilots_max else self.config.slurm_max_jobs
 
     def _new_compat(self) -> CompatFiles:
         return CompatFiles(self.layout, metrics=self.config.compat_files, actions=self.config.action_log)

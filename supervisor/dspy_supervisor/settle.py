@@ -20,6 +20,7 @@ from .recovery import Recovered, is_further, settle_commit, settle_commits, take
 from .retry import budget_of, decide
 from .task import Cause, TaskName
 from .taskqueue import Unusable, past_causes
+from .walltime import RunTimes
 from .worker import COUNTED
 
 if TYPE_CHECKING:
@@ -106,6 +107,13 @@ def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, fo
     budget = budget_of(supervisor.config, pool.settings, held.fields.max_attempts)
     died = worker.doom is None
     blameless = death.wanted or death.file not in ("", name.file)
+    if supervisor.config.ends_at:
+        # Slurm ends a job by SIGTERM to all of its processes at once: that is no fault of the task in hand.
+        blameless = blameless or (os.WIFSIGNALED(death.status) and os.WTERMSIG(death.status) == signal.SIGTERM)
+        if (blameless or death.cause is Cause.LOST) and death.start_ns:
+            times = RunTimes(queue.layout)
+            times.learn(pool.name, held.fields.kind, time.monotonic() - death.start_ns / 1e9)  # so long at least
+            times.save()
     cause = Cause.LOST if blameless else death.cause
     verdict = decide(cause, name, past_causes(history), budget, random.random(), died=died)
     if (counter := COUNTED.get(cause)) is not None:

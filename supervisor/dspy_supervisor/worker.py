@@ -35,6 +35,7 @@ from .record import Claim, Run, done_record, failed_record
 from .retry import budget_of, decide
 from .task import Cause
 from .taskqueue import TaskQueue, Unusable, past_causes
+from .walltime import RunTimes, Walltime
 
 RETRY_WRITE_S = 5.0  #: between two tries to write a result that the disk didn't take
 _FLUSH_S = 0.002  # reports of tasks shorter than this travel together
@@ -81,6 +82,7 @@ def live(post: Post, queue: TaskQueue, channel: socket.socket, page: Page, paren
         channel.send(pack(Report(Kind.READY)))
         try:
             worker.work()
+            worker.close()
         except _Void as void:
             channel.send(pack(Report(Kind.VOID, text=str(void))))
         code = 0
@@ -133,6 +135,11 @@ class Worker:
         self._logs = str(queue.layout.path / "logs")
         self._handlers: dict[str | None, Handler] = {}
         self._names: deque[str] = deque()
+        config = post.config
+        self._walltime = None
+        if config.ends_at:
+            reserve_s = config.drain_s + config.kill_grace_s
+            self._walltime = Walltime(config.ends_at, reserve_s, RunTimes(queue.layout))
         self._reports: list[bytes] = []
         self._flushed_at = 0.0
 
@@ -168,6 +175,11 @@ class Worker:
                 if _Stop.asked:
                     raise Stopped
 
+    def close(self) -> None:
+        """Keep what was learned."""
+        if self._walltime is not None:
+            self._walltime.save()
+
     def _one(self, file: str, surroundings: Surroundings) -> None:
         try:
             held = self._queue.claim(file, self._folder)
@@ -189,9 +201,15 @@ class Worker:
             self._give_back(file)
             self._report(Report(Kind.GONE, file))
             return
+        if self._walltime is not None and (why := self._walltime.refusal(self._post.settings.name, held.fields.kind)):
+            self._give_back(file)
+            self._report(Report(Kind.RETURNED, file, text=why))
+            return
         started_at, started = time.time(), time.monotonic()
         outcome = self._run(held, handler, started)
         duration = time.monotonic() - started
+        if self._walltime is not None and outcome.ok:
+            self._walltime.ended(self._post.settings.name, held.fields.kind, duration)
         self._page.slot_end(self._post.slot)
         surroundings.restore_urgent()
         stray = None if self._post.settings.keep_children else self._end_strays()

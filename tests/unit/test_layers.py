@@ -17,7 +17,7 @@ LAYERS = {
     "rules": {
         *("setting", "config_slurm", "config_gpu", "config_class", "config_table", "config_sources", "config"),
         *("filesystem", "log", "proctree", "runtime"),
-        *("layout", "record", "taskqueue", "jobbook", "lookup", "producer", "pause", "census"),
+        *("layout", "record", "taskqueue", "jobbook", "walltime", "lookup", "producer", "pause", "census"),
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
         *("devices", "cuda_errors"),
         *("limit", "limit_terms", "adaptive", "gpu", "host"),
@@ -42,7 +42,7 @@ LAYERS = {
         "jobchild",
         "job",
     },
-    "loop": {"settle", "sweeper", "requests", "orders", "dispatch", "burst", "loop"},
+    "loop": {"allocation", "settle", "sweeper", "requests", "orders", "dispatch", "burst", "loop"},
     "cli": {"cli", "__main__"},
 }
 #: packages and modules that stand beside the tower: what they see of it (and the actors may see handlers)

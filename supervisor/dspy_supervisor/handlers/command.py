@@ -27,6 +27,7 @@ import orjson
 from dspy_fastpath.process import spawn
 
 from .. import proctree
+from ..checkpoint import EXIT_REQUEUE, checkpoint_requested, checkpoint_saved
 from ..cuda_errors import is_out_of_memory
 from ..parts import JSON, Handler, HandlerFailure, Task
 from ..task import MAX_TIMEOUT_S, Cause
@@ -37,7 +38,7 @@ MAX_OUTPUT_BYTES = 10 << 20
 MAX_RESULT_BYTES = 64 << 20
 
 #: Every program may see these; without them hardly one works, or it takes another GPU than its worker's.
-ALWAYS = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES",
+ALWAYS = ("DSPY_CHECKPOINT", "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES",
           "CUDA_DEVICE_ORDER")  # fmt: skip
 
 _KEYS = frozenset({"argv", "cwd", "env", "stdin", "timeout_s"})
@@ -297,6 +298,8 @@ class _Program:
             name = _signal_name(-code)
             hint = ", perhaps for memory" if name == "SIGKILL" else ""
             raise self._failure(Cause.SIGNAL, f"{self._name} was killed by {name}{hint}")
+        if code == EXIT_REQUEUE and checkpoint_requested():
+            checkpoint_saved(f"{self._name} saved its work")
         if code > 0:
             said = self._outputs[1].last_line()
             raise self._failure(Cause.EXIT, f"{self._name} ended with exit code {code}" + (f": {said}" if said else ""))
