@@ -118,15 +118,15 @@ def throttle_words(bits: float) -> list[str]:
     return [word for bit, word in THROTTLE_WORDS.items() if int(bits) & bit and bit != 0x1]
 
 
-def described(gpu: Gpu) -> dict[str, Any]:
-    """Return a sample as JSON, null for what it does not tell."""
+def described(gpu: Gpu, why: str | None = None) -> dict[str, Any]:
+    """Return a sample as JSON, null for what it does not tell; ``why`` says more of a status that is not healthy."""
     return {
         "uuid": gpu.uuid,
         "name": gpu.name,
         "bus": gpu.bus,
         "parent": gpu.parent,
         "status": gpu.status.name.lower(),
-        "obstacle": STATUSES[gpu.status],
+        "obstacle": why or STATUSES[gpu.status],
         **dict(_named(GpuValue, gpu.values)),
         "throttle_reasons": throttle_words(gpu[GpuValue.THROTTLE]),
         "process_list": [{"pid": pid, "memory": memory if memory >= 0 else None} for pid, memory in gpu.processes],
