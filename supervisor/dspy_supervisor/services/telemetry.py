@@ -170,7 +170,8 @@ def _stopped(link: Link, until: float) -> bool:
 
 def _log(view: View, told: dict[str, object]) -> None:
     if view.state.name.lower() != told.get("telemetry"):
-        facts = {"state": view.state.name.lower(), "gpus": len(view.devices), **view.versions}
+        healthy = sum(device.status == GpuStatus.HEALTHY for device in view.devices)
+        facts = {"state": view.state.name.lower(), "gpus": healthy, **view.versions}
         if view.state in (Telemetry.WATCHING, Telemetry.NO_GPU):
             log.info("telemetry", **facts, why=view.why)
         else:
