@@ -74,8 +74,11 @@ def explain(supervisor: Supervisor, task_id: str) -> str:
     if found.state in (State.DONE, State.FAILED):
         return f"it is {found.state}: see 'dspy-supervisor task show {task_id}'"
     if found.state is State.CLAIMED:
-        running = supervisor.worker_of(found.file)
-        return f"it runs in worker {running.pid}" if running else f"{found.owner} of another supervisor runs it"
+        if running := supervisor.worker_of(found.file):
+            return f"it runs in worker {running.pid}"
+        if carrier := _carrier_of(supervisor, found.owner):
+            return _why_carried(supervisor, carrier)
+        return f"{found.owner} of another supervisor runs it"
     if found.state is State.DELAYED:
         wait_s = max(0.0, (found.due or 0.0) - time.time())
         return f"it waits for its time, {wait_s:.1f} s from now{_last_attempt(supervisor, found.file)}"
@@ -117,6 +120,12 @@ def _carrier_of(supervisor: Supervisor, owner: str | None) -> Carrier | None:
         if carrier.is_on and owner and owner.rpartition(".")[2] == carrier.service:
             return carrier
     return None
+
+
+def _why_carried(supervisor: Supervisor, carrier: Carrier) -> str:
+    sidecar = supervisor.crew.get(carrier.service)
+    problem = sidecar and (sidecar.failed or sidecar.state.get("problem"))
+    return f"service {carrier.service} has it" + (f", and waits: {problem}" if problem else "")
 
 
 def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:

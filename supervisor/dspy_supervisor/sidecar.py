@@ -211,6 +211,7 @@ class Sidecar:
                 process.silent_s = 0.0
                 message = orjson.loads(packet)
                 if message["op"] == "state":
+                    self._say_problem(message.get("problem"))
                     self.state = message
                 if message["op"] != "alive":
                     self._owner.heard(self, message)
@@ -223,6 +224,15 @@ class Sidecar:
             self._kill(process)
         if process.channel.fileno() >= 0:
             self._owner.reactor.remove(process.channel.fileno())  # its death is about to be noticed
+
+    def _say_problem(self, problem: object) -> None:
+        """Log what keeps the service from its work, once, and when that is over."""
+        if problem == self.state.get("problem"):
+            return
+        if problem:
+            log.warning("service_waits", service=self.name, reason=problem)
+        else:
+            log.info("service_works", service=self.name)
 
     def _exited(self, process: _Process) -> None:
         if self._process is not process:

@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from dspy_supervisor.client import Queue
+from dspy_supervisor.task import State
 
 from ..conftest import Start, Supervised, until
 from ..nvml import RTX_4090, Script
@@ -44,3 +46,15 @@ def test_a_limit_that_somebody_set_stays_whatever_the_gpu_is(workstation) -> Non
     one = workstation(16 << 30, DSPY_MAX_CONCURRENCY="5")
     until(lambda: one.status()["services"]["telemetry"].get("gpus") == 1, "the GPU is found")
     assert limits(one)["cpu_short"] == 5
+
+
+def test_a_cluster_without_slurm_says_so_and_runs_what_it_can(supervisor: Start) -> None:
+    nowhere = {"PATH": "/nonexistent"}
+    one = supervisor("--mode", "cluster", settings=FIXED | {"enable_gpu": False}, environ=nowhere, plain=True)
+    with Queue(one.queue) as queue:
+        job = queue.submit({"script": "true"}, task_class="gpu_slurm")
+        assert queue.result(queue.submit({"n": 1}), 30) == {"n": 1}
+        until(lambda: "not found on PATH" in one.ask("explain", id=job)["explanation"], "the job's task says why")
+        assert "not found on PATH" in one.status()["services"]["slurm"]["problem"]
+        assert events(one, "service_waits")
+        assert queue.state(job) is State.CLAIMED
