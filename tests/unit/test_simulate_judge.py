@@ -9,7 +9,8 @@ import pytest
 from dspy_supervisor.cli import main
 from dspy_supervisor.limit import Input, Policy, Reason, step
 from dspy_supervisor.simulate import judge, plant, replay, report
-from dspy_supervisor.simulate.scenarios import SCENARIOS, Scenario
+from dspy_supervisor.simulate.scenario import Scenario
+from dspy_supervisor.simulate.scenarios import SCENARIOS
 
 SMALL = Scenario(
     name="small",
@@ -39,9 +40,9 @@ def trajectory(limits) -> judge.Trajectory:
 
 def test_the_best_is_sought_among_all_fixed_limits(advance):
     done = judge.sweep(SMALL, (1, 2), advance)
-    assert len(done) == SMALL.highest
+    assert done.shape == (SMALL.highest, 2)
     again = [judge.fixed(SMALL, SMALL.run(seed), 5, advance) for seed in (1, 2)]
-    assert done[4] == np.mean(again)
+    assert list(done[4]) == again
 
 
 def test_a_policy_that_changes_nothing_does_what_its_fixed_limit_does(advance):
@@ -77,8 +78,9 @@ def test_a_limit_has_settled_when_it_leaves_its_band_no_more(limits, expected):
 
 def test_a_verdict_takes_the_worst_of_all_seeds():
     runs = [trajectory([8] * 100), trajectory([4] * 10 + [8] * 90)]
-    verdict = judge.judge(SMALL, "plan", runs, best=200.0)
-    assert (verdict.settling_s, verdict.swing, verdict.share, verdict.ooms) == (20, 0, 0.5, 100)
+    verdict = judge.judge(SMALL, "plan", runs, best=np.array([200.0, 125.0]))
+    assert (verdict.settling_s, verdict.swing, verdict.worst, verdict.ooms) == (20, 0, 0.5, 100)
+    assert verdict.share == 200 / 325
 
 
 def test_what_falls_short_is_said(advance):
@@ -87,7 +89,7 @@ def test_what_falls_short_is_said(advance):
     bad = judge.Outcome(
         SMALL,
         outcome.by_limit,
-        (plan, judge.Verdict("small", "adaptive", 1.0, plan.share / 2, 99.0, 4.0, 0.0, 0.0, 9.0, {})),
+        (plan, judge.Verdict("small", "adaptive", 1.0, plan.share / 2, 0.1, 99.0, 4.0, 0.0, 0.0, 9.0, {})),
         {},
     )
     said = "\n".join(report.misses([bad]))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from dspy_supervisor.simulate import plant
 from dspy_supervisor.simulate.plant import Clock, Device, Place, Seen, Task, World
-from dspy_supervisor.simulate.scenarios import SCENARIOS, Scenario
+from dspy_supervisor.simulate.scenario import Scenario
+from dspy_supervisor.simulate.scenarios import SCENARIOS
 
 PLAIN_TICKS = 1500
 

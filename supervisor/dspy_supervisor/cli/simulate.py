@@ -11,7 +11,7 @@ import click
 from .output import json_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..simulate.scenarios import Scenario
+    from ..simulate.scenario import Scenario
 
 _POLICIES = ("plan", "watermark", "gradient", "adaptive")
 

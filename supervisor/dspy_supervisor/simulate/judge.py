@@ -15,7 +15,7 @@ import numpy as np
 
 from ..limit import Input, Policy, Step, new_state, parameters
 from .plant import TICK_S, Advance, Clock, Device, Floats, Run, Seen, World
-from .scenarios import Scenario
+from .scenario import Scenario
 
 INTERVAL_S = 2.0  #: between two steps
 SETTLED_S = 60.0  #: after which a limit should be at rest
@@ -66,11 +66,11 @@ def fixed(scenario: Scenario, run: Run, limit: int, advance: Advance) -> float:
 
 
 def sweep(scenario: Scenario, seeds: Sequence[int], advance: Advance) -> Floats:
-    """Return the mean of `fixed` over the seeds for each limit; the first entry is that of limit 1."""
+    """Return `fixed` for each limit, from 1 on, and each seed."""
     runs = [scenario.run(seed) for seed in seeds]
-    done = [[fixed(scenario, run, limit, advance) for run in runs] for limit in range(1, scenario.highest + 1)]
-    means: Floats = np.array(done).mean(axis=1)
-    return means
+    return np.array(
+        [[fixed(scenario, run, limit, advance) for run in runs] for limit in range(1, scenario.highest + 1)]
+    )
 
 
 def play(scenario: Scenario, seed: int, policy: Policy, step: Step, advance: Advance) -> Trajectory:
@@ -145,8 +145,9 @@ def try_out(
     scenario: Scenario, policies: Sequence[Policy], seeds: Sequence[int], step: Step, advance: Advance
 ) -> Outcome:
     """Sweep the fixed limits of a scenario, and let each policy run in it."""
-    by_limit = sweep(scenario, seeds, advance)
-    best = float(by_limit.max())
+    each = sweep(scenario, seeds, advance)
+    by_limit = each.mean(axis=1)
+    best = each[by_limit.argmax()]
     runs = {policy: [play(scenario, seed, policy, step, advance) for seed in seeds] for policy in policies}
     verdicts = tuple(judge(scenario, policy.name.lower(), runs[policy], best) for policy in policies)
     return Outcome(scenario, by_limit, verdicts, {policy.name.lower(): played[0] for policy, played in runs.items()})
@@ -160,6 +161,7 @@ class Verdict:
     policy: str
     done: float  #: tasks that ended well, mean
     share: float  #: of what the best fixed limit did
+    worst: float  #: the least such share of one seed
     settling_s: float  #: the longest way to rest, over seeds and stretches; nan where nothing rests
     swing: float  #: the widest oscillation at rest, in tasks; nan where nothing rests
     overshoot: float  #: the highest limit on the way to rest above the highest at rest, in tasks; nan as before
@@ -199,16 +201,17 @@ class Outcome:
         return int(enough[0]), int(enough[-1])
 
 
-def judge(scenario: Scenario, policy: str, runs: Sequence[Trajectory], best: float) -> Verdict:
-    """Return what the runs of one policy, one a seed, come to beside what the best fixed limit did."""
+def judge(scenario: Scenario, policy: str, runs: Sequence[Trajectory], best: Floats) -> Verdict:
+    """Return what the runs of one policy, one a seed, come to beside what the best fixed limit did with each seed."""
     rests = [at_rest(run, rest) for run in runs for rest in scenario.rests]
-    done = float(np.mean([run.done for run in runs]))
+    done = np.array([run.done for run in runs])
     settling_s, swing, overshoot = (max(column) for column in zip(*rests, strict=True)) if rests else (math.nan,) * 3
     return Verdict(
         scenario.name,
         policy,
-        done,
-        done / best,
+        float(done.mean()),
+        float(done.mean() / best.mean()),
+        float((done / best).min()),
         settling_s,
         swing,
         overshoot,

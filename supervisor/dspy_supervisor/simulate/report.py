@@ -10,7 +10,7 @@ from typing import Any
 from ..limit import Reason
 from .judge import SETTLED_S, Outcome, Verdict
 
-HEAD = ("scenario", "policy", "done", "of best", "settles, s", "swing", "overshoot", "OOMs", "changes")
+HEAD = ("scenario", "policy", "done", "of best", "worst run", "settles, s", "swing", "overshoot", "OOMs", "changes")
 GOAL = 0.9  #: of what the best fixed limit does
 _RIVALS = ("plan", "watermark")
 
@@ -32,13 +32,14 @@ def rows(outcomes: Iterable[Outcome]) -> Iterator[tuple[str, ...]]:
     """Yield the lines of the table: for each scenario its best fixed limit, the policies, and the highest limit."""
     for outcome in outcomes:
         name = outcome.scenario.name
-        yield (name, f"best fixed: {outcome.best}", f"{outcome.best_done:.0f}", "100 %", "", "", "", "", "")
+        yield (name, f"best fixed: {outcome.best}", f"{outcome.best_done:.0f}", "100 %", *[""] * 6)
         for one in outcome.verdicts:
             yield (
                 name,
                 one.policy,
                 f"{one.done:.0f}",
                 f"{one.share * 100:.0f} %",
+                f"{one.worst * 100:.0f} %",
                 number(one.settling_s),
                 number(one.swing),
                 number(one.overshoot),
@@ -47,7 +48,7 @@ def rows(outcomes: Iterable[Outcome]) -> Iterator[tuple[str, ...]]:
             )
         highest = outcome.highest_share
         many = len(outcome.by_limit)
-        yield (name, f"highest: {many}", f"{highest * outcome.best_done:.0f}", f"{highest * 100:.0f} %", *[""] * 5)
+        yield (name, f"highest: {many}", f"{highest * outcome.best_done:.0f}", f"{highest * 100:.0f} %", *[""] * 6)
 
 
 def misses(outcomes: Iterable[Outcome]) -> Iterator[str]:
