@@ -8,6 +8,7 @@ the next is chosen by stride scheduling (Waldspurger and Weihl, 1995): in propor
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -74,6 +75,73 @@ class Backlog:
         """Forget everything, for a scan that begins anew."""
         self._heap.clear()
         self._files.clear()
+
+
+class Shelf(Backlog):
+    """A backlog whose first few can be looked at, and of which one can be chosen to be the next that is popped."""
+
+    def __init__(self, ageing_s: float) -> None:
+        super().__init__(ageing_s)
+        self._front: list[Entry] = []  # sorted; what was taken from the heap to be looked at
+        self._chosen: str | None = None
+        self.changes = 0  #: advances whenever a task comes or goes
+
+    def add(self, file: str, arrived: float, priority: int) -> bool:
+        """Take a task, as any backlog does."""
+        added = super().add(file, arrived, priority)
+        if added:
+            self.changes += 1
+            if self._front and self._heap[0] < self._front[-1]:  # it overtakes what is being looked at
+                heapq.heappush(self._heap, self._front.pop())
+                bisect.insort(self._front, heapq.heappop(self._heap))
+        return added
+
+    def discard(self, file: str) -> bool:
+        """Forget a task, as any backlog does."""
+        self.changes += 1
+        return super().discard(file)
+
+    def first(self, number: int) -> list[str]:
+        """Return the tasks that come first, in their order."""
+        known = set()
+        front = []
+        for entry in self._front:
+            if entry.file in self._files and entry.file not in known:
+                known.add(entry.file)
+                front.append(entry)
+        while len(front) < number and self._heap:
+            entry = heapq.heappop(self._heap)
+            if entry.file in self._files and entry.file not in known:
+                known.add(entry.file)
+                front.append(entry)
+        self._front = front
+        return [entry.file for entry in front[:number]]
+
+    def choose(self, file: str) -> None:
+        """Let a task be the next."""
+        self._chosen = file
+
+    def pop(self) -> str | None:
+        """Return the task that was chosen, else the first, and forget it."""
+        file, self._chosen = self._chosen, None
+        if file not in self._files:
+            file = next(iter(self.first(1)), None)
+        if file is not None:
+            self._files.discard(file)
+            self.changes += 1
+        return file
+
+    def position(self, file: str) -> int:
+        """Return how many tasks come before this one."""
+        self.first(len(self._front))
+        front = [entry.file for entry in self._front]
+        return front.index(file) if file in front else len(front) + super().position(file)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        super().clear()
+        self._front.clear()
+        self.changes += 1
 
 
 class Shares:

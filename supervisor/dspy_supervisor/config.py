@@ -58,6 +58,7 @@ __all__ = [
     "Loaded",
     "differences",
     "flat",
+    "gpu_environment",
     "load",
     "notify_environment",
     "numba_cache_folder",
@@ -203,9 +204,16 @@ def notify_environment() -> tuple[str, str]:
     return address, usec if watched else ""
 
 
-def set_variable(name: str, value: str) -> None:
-    """Set a variable of this process, for what it starts."""
-    os.environ[name] = value
+def set_variable(name: str, value: str, *, keep: bool = False) -> None:
+    """Set a variable of this process, for what it starts; ``keep``: only where it has none."""
+    if not keep or name not in os.environ:
+        os.environ[name] = value
+
+
+def gpu_environment() -> dict[str, str]:
+    """Return the variables that bound this process to some of the host's GPUs: its own set, or Slurm's."""
+    names = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def numba_cache_folder(runtime_dir: Path, environ: Mapping[str, str] | None = None) -> Path | None:

@@ -22,6 +22,7 @@ import orjson
 from .setting import size
 
 MAX_GPUS = 1024  #: that a task can ask for
+_ANY = 1 << 50  # bytes: more than any GPU has
 _EPSILON = 1e-9  # of a GPU: three times a third is a whole one
 
 
@@ -30,9 +31,10 @@ class Device:
     """One GPU, or one slice of a GPU in MIG mode."""
 
     uuid: str  #: as CUDA_VISIBLE_DEVICES takes it
-    total_bytes: int
+    total_bytes: int  #: 0: the driver does not say
     parent: str = ""  #: UUID of the GPU that a slice is cut from; "": it is a whole GPU
     sliced: bool = False  #: in MIG mode: only its slices can be used
+    exclusive: bool = False  #: its compute mode lets one process at a time use it
 
     @property
     def is_slice(self) -> bool:
@@ -193,8 +195,8 @@ class Ledger:
     """Who holds what of each device: an exclusive holder shares with nobody, shares and memory never exceed the device."""
 
     def __init__(self, devices: Iterable[Device], memory_limit: int = 0, keep: float = 0.1) -> None:
-        """``memory_limit``: bytes of each GPU that may be given out; 0: all but ``keep`` of it, for contexts and desktops."""
-        self._limit, self._keep = memory_limit, keep
+        """``memory_limit``: bytes of each GPU that may be given out; 0: all. ``keep``: share that is never, for contexts."""
+        self.memory_limit, self._keep = memory_limit, keep
         self._accounts: dict[str, _Account] = {}
         self._holdings: dict[str, _Holding] = {}
         self.adopt(devices)
@@ -214,9 +216,8 @@ class Ledger:
 
     def budget_of(self, device: Device) -> int:
         """Return how many bytes of a device may be given out."""
-        if self._limit:
-            return min(self._limit, device.total_bytes)
-        return int(device.total_bytes * (1.0 - self._keep))
+        most = int(device.total_bytes * (1.0 - self._keep)) or _ANY
+        return min(self.memory_limit, most) if self.memory_limit else most
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -262,7 +263,7 @@ class Ledger:
     def place(
         self,
         need: Need,
-        free: Mapping[str, int] | None = None,  # bytes really free by UUID; None: what is given out is all there is
+        free: Mapping[str, float] | None = None,  # bytes really free by UUID; None: what is given out is all there is
         closed: Collection[str] = (),  # UUIDs that are kept for another
     ) -> tuple[str, ...] | None:
         """Return devices for a need, the emptiest first, or None where it must wait."""
@@ -335,7 +336,7 @@ class Ledger:
             return False
         if account.memory_bytes + need.memory_bytes > account.budget_bytes:
             return False
-        if need.gpus:
+        if need.gpus or account.device.exclusive:
             return not account.holders
         return account.share + need.share <= 1.0 + _EPSILON
 

@@ -47,6 +47,7 @@ class Dispatch:
 
     def _gpu_lost(self, _: Sidecar, message: Mapping[str, Any]) -> None:
         log.error("gpu_lost", uuid=message["uuid"])
+        self._supervisor.gpus.lose(str(message["uuid"]))
 
     def _report(self, sidecar: Sidecar, message: Mapping[str, Any]) -> None:
         supervisor = self._supervisor

@@ -227,6 +227,11 @@ class Intake:
         for backlog in self.backlogs.values():
             backlog.discard(file)
 
+    def hold(self, file: str, klass: str, reason: str) -> None:
+        """Remember a task that can't run, and why."""
+        if len(self.held) < HIGH_WATER:
+            self.held[file] = (klass, reason)
+
     def reconsider(self) -> None:
         """Look again at what could not run: the configuration changed."""
         self.held.clear()
@@ -268,8 +273,7 @@ class Intake:
             return True
         klass, reason = self._route(task)
         if reason:
-            if len(self.held) < HIGH_WATER:
-                self.held[file] = (klass, reason)
+            self.hold(file, klass, reason)
             return True
         backlog = self.backlogs[klass]
         if len(backlog) >= HIGH_WATER and task.fields.priority <= 0:

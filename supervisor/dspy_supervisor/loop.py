@@ -18,7 +18,7 @@ from dspy_fastpath.counters import Counter, Gauge, Global, Page
 
 from . import proctree
 from .allocation import Allocation
-from .backlog import Backlog
+from .backlog import Backlog, Shelf
 from .burst import Burst
 from .carrier import CARRIED, Carrier
 from .channel import Kind, Report
@@ -28,6 +28,7 @@ from .control import Control
 from .dispatch import Dispatch
 from .errors import ServiceUnavailable
 from .feeder import Feeder
+from .gpu_pool import GpuPool
 from .guard import Guard
 from .intake import Intake
 from .layout import Layout
@@ -45,7 +46,7 @@ from .runtime import make_runtime_folder
 from .settle import recover, settle_death
 from .sidecar import Crew, Sidecar
 from .sweeper import Sweeper
-from .task import Cause
+from .task import Cause, WorkloadClass
 from .taskqueue import TaskQueue
 from .undertaker import Undertaker
 
@@ -74,10 +75,15 @@ class Supervisor:
         self.page = Page.create(self.page_path, self.layout.queue_id, tuple(config.classes), SLOTS)
         self._slots = list(range(SLOTS - 1, -1, -1))
         self.fed: set[str] = set()
-        self.pools = {
-            name: Pool(self, index, settings) for index, (name, settings) in enumerate(config.classes.items())
+        gpus = Shelf(config.ageing_s)
+        self.backlogs = {
+            name: gpus if name == WorkloadClass.GPU else Backlog(config.ageing_s) for name in config.classes
         }
-        self.backlogs = {name: Backlog(config.ageing_s) for name in self.pools}
+        self.pools = {
+            name: GpuPool(self, index, settings, gpus) if name == WorkloadClass.GPU else Pool(self, index, settings)
+            for index, (name, settings) in enumerate(config.classes.items())
+        }
+        self.gpus = next(pool for pool in self.pools.values() if isinstance(pool, GpuPool))
         self.crew = Crew(self)
         self.carriers = {
             name: Carrier(self.crew, service, self.pools[name], self.fed) for name, service in CARRIED.items()
@@ -250,7 +256,15 @@ class Supervisor:
             return f"no handler for class {settings.name}: start with --handler {settings.name}=module:function"
         if not self.pools[settings.name].limit:
             return f"class {settings.name} has no workers here: start with --workers {settings.name}=1"
-        return ""
+        return self.pools[settings.name].obstacle
+
+    def hold(self, pool: Pool, file: str, why: str) -> None:
+        """Set a waiting task aside, with its reason, until something changes."""
+        self.intake.hold(file, pool.name, why)
+
+    def reconsider(self) -> None:
+        """Look again at all that could not run."""
+        self.intake.reconsider()
 
     # -- what pools report -----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dspy_fastpath.counters import Counter, Gauge, Page, SlotState
 
@@ -30,6 +30,7 @@ from .reactor import Reactor
 from .task import Cause
 from .taskqueue import TaskQueue
 from .worker import Post, live
+from .worker import Worker as WorkerProcess
 
 _STACKS_S = 0.2  # what a stuck worker gets to write its stacks
 _FORK_AGAIN_S = 5.0  # a host that is out of processes, memory or descriptors is given time
@@ -59,6 +60,12 @@ class Owner(Protocol):
 
     def free_slot(self, slot: int) -> None:
         """Give a slot back."""
+
+    def hold(self, pool: Pool, file: str, why: str) -> None:
+        """Set a waiting task aside, with its reason, until something changes."""
+
+    def reconsider(self) -> None:
+        """Look again at all that could not run."""
 
 
 @dataclass(slots=True)
@@ -201,6 +208,19 @@ class Pool:
             worker.fed[file] = now
         self._owner.fed.update(files)
         return True
+
+    @property
+    def obstacle(self) -> str:
+        """Why no task of this class can run here, until something outside changes."""
+        return ""
+
+    def why_waiting(self, file: str) -> str:
+        """Return why a task of this class is passed over at the moment, as far as that is the pool's doing."""
+        return ""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `status` shows beside what all pools have."""
+        return {}
 
     # -- the number of workers -------------------------------------------------------------------------------------------
 
@@ -377,7 +397,7 @@ class Pool:
                 claims = owner.presence.new_owner(slot)
                 os.close(owner.queue.open_owner(claims))  # there before the worker is: its death is then one listing
                 undo.callback(owner.queue.close_owner, claims)
-                post = Post(slot, claims, self.klass, self.settings, owner.config, stacks)
+                post = self._post(slot, claims, stacks)
                 pid = fork(lambda: live(post, owner.queue, theirs, owner.page, parent))
             undo.callback(_end_child, pid)
             pidfd = os.pidfd_open(pid)
@@ -393,6 +413,10 @@ class Pool:
         owner.page.slot_set(slot, pid, worker.incarnation, self.klass, SlotState.STARTING)
         owner.reactor.add(ours.fileno(), lambda: self._readable(worker))
         owner.reactor.add(worker.pidfd, lambda: self._exited(worker))
+
+    def _post(self, slot: int, claims: str, stacks: int) -> Post:
+        """Return what the next worker is told."""
+        return Post(slot, claims, self.klass, self.settings, self._owner.config, stacks, WorkerProcess)
 
     def _let_go(self, worker: Worker) -> None:
         """Tell a worker to end as soon as it has nothing in hand."""

@@ -88,7 +88,8 @@ def explain(supervisor: Supervisor, task_id: str) -> str:
         return "its file is not valid yet; it goes to quarantine/ if that does not change"
     for name, backlog in supervisor.backlogs.items():
         if found.file in backlog:
-            return f"{_why_waiting(supervisor, supervisor.pools[name])}; {backlog.position(found.file)} tasks come before it"
+            why = _why_waiting(supervisor, supervisor.pools[name], found.file)
+            return f"{why}; {backlog.position(found.file)} tasks come before it"
     if found.file in supervisor.fed:
         return "a worker is about to claim it"
     return "it was not read yet: the tasks before it come first"
@@ -144,10 +145,11 @@ def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:
         "failed": page.counter(pool.klass, Counter.FAILED),
         "retried": page.counter(pool.klass, Counter.RETRIED),
         "state": _STATES[page.gauge(pool.klass, Gauge.STATE)],
-        "reason": pool.failed or pool.trouble or None,
+        "reason": pool.failed or pool.trouble or pool.obstacle or None,
         "held": sum(klass == name for klass, _ in supervisor.intake.held.values()),
         "handler": pool.settings.handler,
         "mean_run_s": round(pool.mean_run_s, 6),
+        **pool.facts(),
     }
 
 
@@ -156,7 +158,7 @@ def _service_status(sidecar: Sidecar) -> dict[str, Any]:
     return {"pid": sidecar.pid or None, "restarts": sidecar.restarts, "failed": sidecar.failed or None, **facts}
 
 
-def _why_waiting(supervisor: Supervisor, pool: Pool) -> str:
+def _why_waiting(supervisor: Supervisor, pool: Pool, file: str) -> str:
     if supervisor.sweeper.missing:
         return f"nothing runs: {supervisor.sweeper.missing}"
     if supervisor.stopping:
@@ -175,7 +177,7 @@ def _why_waiting(supervisor: Supervisor, pool: Pool) -> str:
     total = supervisor.config.total_limit
     if total and supervisor.feeder.inflight >= total:
         return f"all {total} places of this supervisor are taken"
-    return "it is next, as soon as a worker is ready"
+    return pool.why_waiting(file) or "it is next, as soon as a worker is ready"
 
 
 def _last_attempt(supervisor: Supervisor, file: str) -> str:

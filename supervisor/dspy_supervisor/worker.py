@@ -16,8 +16,8 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from dspy_fastpath.counters import Counter, Histogram, Page
@@ -65,6 +65,9 @@ class Post:
     settings: ClassConfig
     config: Config
     stacks: int  #: descriptor that stacks are written to on SIGUSR2
+    actor: type[Worker]  #: what it is
+    variables: Mapping[str, str] = field(default_factory=dict)  #: of its environment
+    defaults: Mapping[str, str] = field(default_factory=dict)  #: the same, where nobody set them before
 
 
 def live(post: Post, queue: TaskQueue, channel: socket.socket, page: Page, parent: int) -> NoReturn:
@@ -72,7 +75,7 @@ def live(post: Post, queue: TaskQueue, channel: socket.socket, page: Page, paren
     code = 70  # EX_SOFTWARE: this program's fault
     try:
         _enter(post, channel, queue, parent)
-        worker = Worker(post, queue, channel, page)
+        worker = post.actor(post, queue, channel, page)
         try:
             bounds.enter(post.settings)
             worker.load()
@@ -111,6 +114,10 @@ def _enter(post: Post, channel: socket.socket, queue: TaskQueue, parent: int) ->
     for name, value in post.settings.environment.items():
         set_variable(name, value)
     set_variable(proctree.MARK, node_of(post.owner))
+    for name, value in post.defaults.items():
+        set_variable(name, value, keep=True)
+    for name, value in post.variables.items():
+        set_variable(name, value)
 
 
 class _Stop:

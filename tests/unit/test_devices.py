@@ -189,7 +189,9 @@ def test_memory_is_given_out_within_the_budget_and_within_what_is_free():
 
 def test_without_a_limit_a_tenth_is_kept_for_contexts_and_desktops():
     assert Ledger(WHOLE[:1]).budget_of(WHOLE[0]) == int(24 * GIB * 0.9)
-    assert Ledger(WHOLE[:1], 100 * GIB).budget_of(WHOLE[0]) == 24 * GIB
+    assert Ledger(WHOLE[:1], 100 * GIB).budget_of(WHOLE[0]) == int(24 * GIB * 0.9)
+    assert Ledger(WHOLE[:1], 20 * GIB).budget_of(WHOLE[0]) == 20 * GIB
+    assert Ledger([], 0).budget_of(Device("GPU-x", 0)) > 1000 * GIB  # the driver does not say: no reason to refuse
 
 
 def test_what_can_never_be_met_is_said():

@@ -38,8 +38,9 @@ MAX_OUTPUT_BYTES = 10 << 20
 MAX_RESULT_BYTES = 64 << 20
 
 #: Every program may see these; without them hardly one works, or it takes another GPU than its worker's.
-ALWAYS = ("DSPY_CHECKPOINT", "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES",
-          "CUDA_DEVICE_ORDER")  # fmt: skip
+ALWAYS = ("DSPY_CHECKPOINT", "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TMPDIR",
+          "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "ROCR_VISIBLE_DEVICES", "DSPY_GPU_MEMORY_LIMIT",
+          "XLA_PYTHON_CLIENT_PREALLOCATE", "TF_FORCE_GPU_ALLOW_GROWTH")  # fmt: skip
 
 _KEYS = frozenset({"argv", "cwd", "env", "stdin", "timeout_s"})
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
