@@ -112,6 +112,7 @@ class SlurmSettings:
         0,
         live=True,
     )
+    slurm_pilot_workers: int = setting(whole(1, 4096), "tasks at once in one allocation that runs many", 1, live=True)
     slurm_pilot_idle_s: float = setting(
         seconds(1, 86400), "an allocation without work for so long is given back", 300.0, live=True
     )
@@ -120,7 +121,7 @@ class SlurmSettings:
 SLURM_SETTINGS = settings(SlurmSettings)
 _NO_OPTION = {
     *("templates", "template", "python", "array_limit", "max_jobs", "poll_s"),
-    *("pilots_min", "pilots_max", "pilot_idle_s"),
+    *("pilots_min", "pilots_max", "pilot_workers", "pilot_idle_s"),
 }
 #: what a job may ask for, by the name that classes and tasks have for it
 JOB_OPTIONS = {
