@@ -28,6 +28,14 @@ def advance():
     return plant.compiled()
 
 
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A place of its own for what a command compiles."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
+    monkeypatch.chdir(tmp_path)
+
+
 def trajectory(limits) -> judge.Trajectory:
     """Return a run of windows of 2 s with these limits, in which nothing else is known."""
     many = len(limits)

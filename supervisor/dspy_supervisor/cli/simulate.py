@@ -50,6 +50,7 @@ def simulate(
     """
     if replay and (scenarios or listing):
         raise click.UsageError("--replay takes its windows from a file: --scenario and --list don't go with it")
+    cached = _let_compiled_code_be_kept()
     if png:
         from ..simulate.picture import need_matplotlib
 
@@ -64,18 +65,20 @@ def simulate(
             raise click.BadParameter(f"{name!r} is none of {', '.join(SCENARIOS)}", param_hint="--scenario")
     chosen = [SCENARIOS[name] for name in scenarios or SCENARIOS]
     if not listing:
-        _simulate(chosen, policies or _POLICIES, seeds, png, as_json)
+        _simulate(chosen, policies or _POLICIES, seeds, png, as_json, cached)
     elif as_json:
         print_json({"scenarios": {one.name: one.says for one in chosen}})
     else:
         print_table(["scenario", "what it stands for"], [(one.name, one.says) for one in chosen])
 
 
-def _simulate(chosen: list[Scenario], policies: tuple[str, ...], seeds: int, png: Path | None, as_json: bool) -> None:
+def _simulate(
+    chosen: list[Scenario], policies: tuple[str, ...], seeds: int, png: Path | None, as_json: bool, cached: bool
+) -> None:
     from ..limit import Policy, compile_step
     from ..simulate import judge, picture, plant, report
 
-    step, advance = compile_step(), plant.compiled()
+    step, advance = compile_step(cache=cached), plant.compiled()
     advance(chosen[0].run(0), 1, 1)  # compiled here, so that the rate below is that of ticks
     wanted = [Policy[name.upper()] for name in policies]
     began = time.perf_counter()
@@ -91,6 +94,17 @@ def _simulate(chosen: list[Scenario], policies: tuple[str, ...], seeds: int, png
     for miss in report.misses(outcomes):
         click.echo(f"short of its goal: {miss}")
     click.echo(f"{ticks / 1e6:.1f} million ticks in {took_s:.1f} s: {ticks / took_s / 1e6:.1f} million a second")
+
+
+def _let_compiled_code_be_kept() -> bool:
+    """Name Numba a folder for what it compiles, before it is imported; False where there is none."""
+    from ..config import load, numba_cache_folder, set_variable
+    from ..limit import digest
+
+    folder = numba_cache_folder(load({}).config.runtime_dir)
+    if folder is not None:
+        set_variable("NUMBA_CACHE_DIR", str(folder / digest()))
+    return folder is not None
 
 
 def _replay(path: Path, policies: tuple[str, ...], png: Path | None, as_json: bool) -> None:

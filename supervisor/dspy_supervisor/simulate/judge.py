@@ -104,7 +104,7 @@ def measure(run: Run, limit: float, base_s: float, scenario: Scenario) -> Floats
     seen, gpu = run.seen, not scenario.host
     interval_s = seen[Seen.TICKS] * TICK_S
     now_s = run.clock[Clock.TICK] * TICK_S
-    ended = seen[Seen.DONE]
+    ended = seen[Seen.ENDED]
     run_s = seen[Seen.RUN_S] / ended if ended else math.nan
     if math.isnan(base_s):
         base_s = run_s
@@ -115,14 +115,14 @@ def measure(run: Run, limit: float, base_s: float, scenario: Scenario) -> Floats
     window[Input.LIMIT] = limit
     window[Input.INFLIGHT] = seen[Seen.INFLIGHT] / seen[Seen.TICKS]
     window[Input.BACKLOG] = run.clock[Clock.WAITING]
-    window[Input.DONE] = ended
+    window[Input.DONE] = seen[Seen.DONE]
     window[Input.ERRORS] = seen[Seen.ERRORS] + seen[Seen.TIMEOUTS] + seen[Seen.OOMS]
     window[Input.TIMEOUTS] = seen[Seen.TIMEOUTS]
     window[Input.OOMS] = seen[Seen.OOMS]
     window[Input.WAIT_S] = seen[Seen.WAIT_S] / seen[Seen.STARTED] if seen[Seen.STARTED] else math.nan
     window[Input.RUN_S] = run_s
     window[Input.RUN_BASE_S] = base_s
-    window[Input.DONE_RATE] = ended / interval_s
+    window[Input.DONE_RATE] = seen[Seen.DONE] / interval_s
     window[Input.THROTTLE] = 0.0
     window[Input.PSI_CPU] = seen[Seen.PSI_CPU]
     window[Input.PSI_MEM] = seen[Seen.PSI_MEMORY]

@@ -115,18 +115,19 @@ class Seen(IntEnum):
     OOMS = 5
     STARTED = 6
     WAIT_S = 7  #: sum over the started
-    RUN_S = 8  #: sum over the done
-    SUMS = 9  #: how many of these entries are sums
-    BUSY = 9
-    MEMORY_FREE = 10  #: bytes over all devices
-    THROTTLE = 11
-    POWER = 12
-    SAMPLED_S = 13  #: when the last sample was taken
-    PSI_CPU = 14
-    PSI_MEMORY = 15
-    MEMORY_FREE_SHARE = 16  #: of the host
-    NEED = 17  #: bytes, the most that a task was seen to hold
-    TEMPERATURE = 18  #: of the hottest device
+    ENDED = 8  #: attempts that came to an end by themselves, done or not
+    RUN_S = 9  #: sum over these
+    SUMS = 10  #: how many of these entries are sums
+    BUSY = 10
+    MEMORY_FREE = 11  #: bytes over all devices
+    THROTTLE = 12  #: 1 for heat, 2 for the power supply's brake, else 0
+    POWER = 13
+    SAMPLED_S = 14  #: when the last sample was taken
+    PSI_CPU = 15
+    PSI_MEMORY = 16
+    MEMORY_FREE_SHARE = 17  #: of the host
+    NEED = 18  #: bytes, the most that one task was seen to hold
+    TEMPERATURE = 19  #: of the hottest device
 
 
 class Clock(IntEnum):
@@ -330,13 +331,13 @@ def settle(run: Run, d: int, now: float, second: int, room: int) -> None:
         if places[p, Place.EVENT] <= service:
             stage = int(places[p, Place.STAGE])
             if stage == 2:
+                seen[Seen.ENDED] += 1
+                seen[Seen.RUN_S] += now - places[p, Place.STARTED_S]
                 failed = places[p, Place.FATE] > 0
                 if failed:
                     seen[Seen.ERRORS] += 1
                 else:
                     seen[Seen.DONE] += 1
-                    seen[Seen.RUN_S] += now - places[p, Place.STARTED_S]
-                    seen[Seen.NEED] = max(seen[Seen.NEED], tasks[task, Task.MEMORY])
                 leave(run, p, 1.0, failed, room)
                 continue
             early = world[World.EARLY]
@@ -347,7 +348,8 @@ def settle(run: Run, d: int, now: float, second: int, room: int) -> None:
                     seen[Seen.ERRORS] += 1  # the kernel kills the worker
                 else:
                     seen[Seen.OOMS] += 1
-                seen[Seen.NEED] = max(seen[Seen.NEED], tasks[task, Task.MEMORY])
+                    seen[Seen.ENDED] += 1
+                    seen[Seen.RUN_S] += now - places[p, Place.STARTED_S]
                 leave(run, p, 0.0 if stage == 0 else early, True, room)
                 continue
             devices[d, Device.USED] += more
@@ -424,7 +426,10 @@ def sample(run: Run, now: float, second: int) -> None:
         devices[d, Device.POWER] = drawn
         busy += duty / many
         power += drawn / many
-        throttle = 1.0 if brake < 1.0 else max(throttle, devices[d, Device.THROTTLED])
+        if devices[d, Device.THROTTLED] > 0:
+            throttle = 1.0
+        elif brake < 1.0 and throttle == 0.0:
+            throttle = 2.0
         free += max(0.0, world[World.MEMORY] * (1.0 - trace[second, Trace.FOREIGN_MEMORY]) - devices[d, Device.USED])
         hottest = max(hottest, devices[d, Device.TEMPERATURE])
     seen[Seen.TEMPERATURE] = hottest
@@ -437,3 +442,9 @@ def sample(run: Run, now: float, second: int) -> None:
         seen[Seen.THROTTLE] = throttle
         seen[Seen.POWER] = power
         seen[Seen.SAMPLED_S] = now
+        for p in range(run.places.shape[0]):
+            stage = run.places[p, Place.STAGE]
+            if run.places[p, Place.TASK] >= 0 and stage > 0:
+                share = 1.0 if stage == 2 else world[World.EARLY]
+                need = share * run.tasks[int(run.places[p, Place.TASK]), Task.MEMORY]
+                seen[Seen.NEED] = max(seen[Seen.NEED], need)
