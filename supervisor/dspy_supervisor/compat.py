@@ -25,11 +25,16 @@ class CompatFiles:
     """Writes them for one queue."""
 
     def __init__(self, layout: Layout, *, metrics: bool, actions: bool) -> None:
-        self._layout, self._metrics, self._actions = layout, metrics, actions
+        self._layout = layout
+        self.choose(metrics=metrics, actions=actions)
         self._processed = 0
         self._shown: dict[str, int] = {}
         self._shown_at = float("-inf")  # monotonic seconds
         self._log: int | None = None
+
+    def choose(self, *, metrics: bool, actions: bool) -> None:
+        """Write these from now on."""
+        self._metrics, self._actions = metrics, actions
 
     def ended(self, file: str) -> None:
         """Say that a task ended, well or not."""

@@ -140,6 +140,11 @@ def load(
 
     values, origins = _top(mode, origin, layers, environ, cwd)
     _check_kinds(values, origins)
+    if values["slurm_pilots_max"] < values["slurm_pilots_min"]:
+        where = f"slurm_pilots_max ({origins['slurm_pilots_max']})"
+        raise ConfigError(
+            where, values["slurm_pilots_max"], f"no less than slurm_pilots_min={values['slurm_pilots_min']}"
+        )
     classes = {name: _class(name, layers, values, origins) for name in CLASSES}
     config = Config(**values, classes=MappingProxyType(classes))
     return Loaded(
@@ -191,6 +196,9 @@ def _class(workload: str, layers: list[Layer], values: Mapping[str, Any], origin
         ):
             origin = f"max_concurrency ({origins['max_concurrency']})"
         found[name], origins[full] = _resolve(full, setting, layers, default, origin)
+    if 0 < found["limit_max"] < found["limit_min"]:
+        where = f"class.{workload}.limit_max ({origins[f'class.{workload}.limit_max']})"
+        raise ConfigError(where, found["limit_max"], f"no less than limit_min={found['limit_min']}")
     return ClassConfig(name=workload, **found)
 
 

@@ -57,7 +57,7 @@ class ClassConfig:
         whole(0, 4096), "least tasks at once that the policy goes down to, where there are workers", 1, live=True
     )
     limit_max: int = setting(
-        whole(0, 4096, "as many as workers"), "most tasks at once that the policy goes up to", 0, live=True
+        whole(0, 4096, "as many as workers"), "most tasks at once, whatever the policy", 0, live=True
     )
     weight: float = setting(number(0.001, 1000), "share of the feeding when total_limit binds", 1.0, live=True)
     timeout_s: float | None = setting(
@@ -113,6 +113,11 @@ class ClassConfig:
         live=True,
     )
     keep_children: bool = setting(truth(), "leave a task's own processes alive after its end", False, live=True)
+
+    @property
+    def most(self) -> int:
+        """Tasks of this class that may run at once, whatever a policy says."""
+        return min(self.workers, self.limit_max or self.workers)
 
 
 def class_defaults(max_concurrency: int = 1, enable_gpu: bool = False) -> dict[str, dict[str, Any]]:

@@ -157,7 +157,9 @@ class Config(GpuSettings, SlurmSettings):
     take_after_s: float = setting(
         seconds(1, _YEAR), "silence of another host after which its tasks are taken; 10 heartbeats at least", 180.0
     )
-    breaker_starts: int = setting(whole(1, 1000), "deaths in a row at start after which a class is failed", 5)
+    breaker_starts: int = setting(
+        whole(1, 1000), "deaths in a row at start after which a class is failed", 5, live=True
+    )
     backoff_cap_s: float = setting(seconds(0, 3600), "longest wait before a worker is started again", 30.0, live=True)
     log_level: str = setting(
         choice("debug", "info", "warning", "error", aliases={"warn": "warning"}),

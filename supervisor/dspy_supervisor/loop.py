@@ -143,7 +143,7 @@ class Supervisor:
         on_signal((signal.SIGCHLD,), lambda _: self._reap_strays())
         self._say_start()
         for pool in self.pools.values():
-            self.page.set(pool.klass, Gauge.LIMIT, pool.settings.workers)
+            self.page.set(pool.klass, Gauge.LIMIT, pool.settings.most)
         self.configure_feeder()
         recover(self)
         self.watch()

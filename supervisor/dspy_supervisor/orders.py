@@ -43,15 +43,20 @@ class Orders:
         live, restart = differences(supervisor.config, loaded.config)
         configure(loaded.config.log_level, loaded.config.log_file)
         supervisor.loaded, supervisor.config = loaded, loaded.config
-        self.pinned.clear()
+        by_hand, self.pinned = self.pinned, set()
+        supervisor.crew.apply(changed=bool(live))
+        is_steered = supervisor.crew.get("controller") is not None
+        if not is_steered:
+            self._steered_at = 0.0  # nobody is silent
         for name, pool in supervisor.pools.items():
             before, pool.settings = pool.settings, loaded.config.classes[name]
-            if before.workers != pool.settings.workers:
-                self.set_limit(name, pool.settings.workers, "reload")
+            most = pool.settings.most
+            if before.most != most or name in by_hand or (pool.limit != most and not is_steered):
+                self.set_limit(name, most, "reload")
             pool.renew = pool.renew or bool(live)
             pool.mend()
-        supervisor.crew.apply(changed=bool(live))
         supervisor.configure_feeder()
+        supervisor.compat.choose(metrics=loaded.config.compat_files, actions=loaded.config.action_log)
         supervisor.intake.partial_grace_s = loaded.config.partial_grace_s
         supervisor.intake.reconsider()
         log.info("reloaded", applied=list(live), needs_restart=list(restart))
@@ -66,8 +71,8 @@ class Orders:
             return
         for name, pool in supervisor.pools.items():
             pool.settings = loaded.config.classes[name]
-            if pool.settings.workers != before.classes[name].workers and name not in self.pinned:
-                self.set_limit(name, pool.settings.workers, loaded.origins["max_concurrency"])
+            if pool.settings.most != before.classes[name].most and name not in self.pinned:
+                self.set_limit(name, pool.settings.most, loaded.origins["max_concurrency"])
         if controller := supervisor.crew.get("controller"):
             controller.renew()
 
@@ -117,15 +122,14 @@ class Orders:
         if not self._steered_at or now - self._steered_at < _STEERED_S:
             return
         for name, pool in self._supervisor.pools.items():
-            if name not in self.pinned and pool.limit > max(1, pool.settings.workers // 2):
+            if name not in self.pinned and pool.limit > max(1, pool.settings.most // 2):
                 self._turn_to(name, pool.limit - 1, "silent", "the controller is silent")
 
     def _turn_to(self, name: str, limit: int, reason: str, why: str) -> None:
         supervisor = self._supervisor
         pool = supervisor.pools[name]
         settings, before = pool.settings, pool.limit
-        most = min(settings.workers, settings.limit_max or settings.workers)
-        limit = max(min(settings.limit_min, most), min(limit, most))
+        limit = max(min(settings.limit_min, settings.most), min(limit, settings.most))
         self.reasons[name] = (reason, why)
         if limit == before:
             return

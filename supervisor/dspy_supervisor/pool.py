@@ -120,7 +120,7 @@ class Pool:
         self._owner = owner
         self.klass, self.settings = klass, settings
         self.workers: list[Worker] = []
-        self.size = settings.workers  #: processes to have; the limit, which may be lower, holds by not feeding
+        self.size = settings.most  #: processes to have; the limit, which may be lower, holds by not feeding
         self.failed: str = ""  #: why no worker is started any more
         self.trouble: str = ""  #: why nothing is fed at the moment
         self.paused = self.suspended = False

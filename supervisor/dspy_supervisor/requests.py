@@ -136,7 +136,7 @@ def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:
         "pending": supervisor.intake.pending_of(name),
         "inflight": supervisor.inflight(pool),
         "limit": pool.limit,
-        "limit_max": pool.settings.workers,
+        "limit_max": pool.settings.most,
         "limit_reason": why[0] if why else None,
         "limit_why": why[1] if why else None,
         "limit_changes": dict(supervisor.orders.changes.get(name, {})),

@@ -121,8 +121,8 @@ class Sidecar:
             self._start_later(self._owner.config.backoff_cap_s)
 
     def mend(self) -> None:
-        """Try again after it was given up."""
-        self._breaker.reset()
+        """Try again after it was given up, as often as the configuration says now."""
+        self._breaker = Breaker(self._owner.config.breaker_starts, self._owner.config.backoff_cap_s)
         self.start()
 
     def send(self, message: Mapping[str, Any]) -> bool:

@@ -78,7 +78,7 @@ def carry(post: ServicePost) -> int:
 if __name__ == "__main__":
     here = Path(__file__).stem
     sidecar.KINDS = (
-        sidecar.Kind("controller", f"tests.system.{here}:steer", lambda _: True),
+        sidecar.Kind("controller", f"tests.system.{here}:steer", lambda config: config.policy != "plan"),
         sidecar.Kind("slurm", f"tests.system.{here}:carry", lambda _: True),
     )
     sys.exit(main())

@@ -352,6 +352,20 @@ def test_a_value_that_could_not_work_is_refused_before_anyone_uses_it(get, name,
     assert name in str(caught.value) or "--policy" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"class.gpu.limit_min": 3, "class.gpu.limit_max": 2}, r"limit_max \(flag --set .*\)=2: .* limit_min=3"),
+        ({"slurm_pilots_min": 2, "slurm_pilots_max": 1}, r"slurm_pilots_max .*=1: .* slurm_pilots_min=2"),
+        ({"slurm_pilots_min": 2}, r"slurm_pilots_max \(built-in\)=0"),
+    ],
+)
+def test_two_settings_that_contradict_each_other_are_refused(get, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        get(flags)
+    assert get({"class.gpu.limit_min": 3}).config.classes["gpu"].most == 1  # no more than there are workers
+
+
 def test_what_compatibility_names_is_read_or_let_be(get):
     config = get(
         DSPY_MODE="cluster",

@@ -1,0 +1,85 @@
+"""A reload: what the table calls live is in force afterwards, the rest is named, and a bad configuration changes nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..conftest import Supervised, until
+from .conftest import Rig, events
+
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A function that writes the configuration file: settings, and with them those of cpu_short."""
+
+    def write(cpu_short: dict[str, object] | None = None, **settings: object) -> None:
+        lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+        lines += ["[class.cpu_short]", *(f"{name} = {json.dumps(value)}" for name, value in (cpu_short or {}).items())]
+        (tmp_path / "x.toml").write_text("\n".join(lines) + "\n")
+
+    return write
+
+
+def start(rig: Rig, *options: str, workers: int = 3, **more: Any) -> Supervised:
+    return rig.start("--config", str(rig.folder / "x.toml"), *options, workers=workers, settings={}, **more)
+
+
+def limit(one: Supervised) -> int:
+    return int(one.status()["classes"]["cpu_short"]["limit"])
+
+
+def test_what_is_live_is_in_force_and_what_is_not_is_named(rig: Rig, write: Write) -> None:
+    write(max_depth=100, action_log=False)
+    one = start(rig)
+    rig.drop("before")
+    rig.record("before")
+    write(max_depth=90, action_log=True, cpu_short={"limit_max": 2, "timeout_s": 0.5, "max_attempts": 1})
+    answer = one.ask("reload")
+    live = ["action_log", "class.cpu_short.limit_max", "class.cpu_short.timeout_s", "class.cpu_short.max_attempts"]
+    assert (sorted(answer["applied"]), answer["needs_restart"]) == (sorted(live), ["max_depth"])
+    assert limit(one) == 2
+    rig.drop("late", {"do": "sleep", "s": 600})
+    assert rig.record("late")["error"]["cause"] == "timeout"
+    actions = rig.folder / "agent_action.jsonl"
+    until(lambda: actions.exists() and "late" in actions.read_text(), "the end of a task is told")
+    assert "before" not in actions.read_text()
+
+
+def test_a_limit_by_hand_ends_with_a_reload(rig: Rig, write: Write) -> None:
+    write()
+    one = start(rig)
+    one.signal(signal.SIGTTOU)
+    until(lambda: limit(one) == 2, "it is lowered")
+    one.ask("reload")
+    assert limit(one) == 3
+
+
+def test_without_a_policy_the_limit_is_that_of_the_workers_again(rig: Rig, write: Write) -> None:
+    write(policy="adaptive")
+    one = start(rig, program="tests.system.crew")
+    (rig.folder / "crew").mkdir(exist_ok=True)
+    (rig.folder / "crew/controller.do").write_text("1")
+    until(lambda: limit(one) == 1, "the controller says 1")
+    write(policy="plan")  # for this crew: none
+    one.ask("reload")
+    assert limit(one) == 3
+    assert "controller" not in one.status()["services"]
+
+
+def test_a_bad_configuration_is_refused_whole(rig: Rig, write: Write) -> None:
+    write(total_limit=5)
+    one = start(rig)
+    write(total_limit=6, cpu_short={"limit_min": 3, "limit_max": 2})
+    one.signal(signal.SIGHUP)
+    (refused,) = until(lambda: events(one, "reload_refused"), "it is refused")
+    assert "limit_max" in refused["error"] and "no less than limit_min=3" in refused["error"]
+    write(total_limit=5)
+    assert one.ask("reload") | {"ok": True} == {"applied": [], "needs_restart": [], "ok": True}
