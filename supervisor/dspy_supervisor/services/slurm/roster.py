@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -98,6 +99,7 @@ class Element:
             sentinel=sentinel,
             silent=quiet_s > SILENT_S,
             beats=self.beat_changed and quiet_s < _BEAT_S,
+            siblings=self.job is not None and self.job.submission.array and (self.job.listed or self.job.accounted),
             ended=self.ended,
             witness_s=witness_s,
         )
@@ -114,6 +116,8 @@ class Job:
     absences: int = 0  #: successful listings without it, while its id is not known
     first_absent: float | None = None
     asked: bool = False  #: the accounting was asked for its name, and knows it not
+    listed: bool = False  #: the last listing has some of it
+    accounted: bool = False  #: the accounting has some of it
 
     @property
     def is_open(self) -> bool:
@@ -236,10 +240,22 @@ def latest(rows: Iterable[AccountRow], name: str) -> dict[int, AccountRow]:
     for row in rows:
         if row.name != name:
             continue
-        _, array, index = row.key.partition("_")
-        if array and not index.isdecimal():
-            continue  # 132_[10,12]: elements that wait, in one row
-        at = int(index) if array else 0
-        if at not in found or (row.submitted or 0.0) >= (found[at].submitted or 0.0):
-            found[at] = row
+        for at in indices(row.key):
+            if at not in found or (row.submitted or 0.0) >= (found[at].submitted or 0.0):
+                found[at] = row
+    return found
+
+
+def indices(key: str) -> list[int]:
+    """Return which elements a key names: 0 for what is no array, and more than one for 132_[0-3,7%2], which wait or waited."""
+    _, array, written = key.partition("_")
+    if not array:
+        return [0]
+    found: list[int] = []
+    for part in written.strip("[]").partition("%")[0].split(","):
+        if (match := re.fullmatch(r"(\d{1,8})(?:-(\d{1,8})(?::(\d{1,8}))?)?", part)) is None:
+            continue  # "...", where a long list was cut
+        first, last, step = (int(number) if number else None for number in match.groups())
+        if first is not None:
+            found += range(first, (first if last is None else last) + 1, step or 1)
     return found

@@ -18,6 +18,7 @@ from .states import LIVE, Fate, fate_of, is_hopeless, look_up
 
 LOST_AFTER_S = 60.0  #: missing everywhere for so long, and in so many listings, is lost
 LOST_LISTINGS = 3
+LEFT_OUT_S = 5.0  #: an element that is missing from an array that is there, for so long, was taken out of it
 ACCOUNT_S = 15.0  #: how long the accounting gets to tell what a job that is over used
 _REFUSED_OUTPUT = 53  # exit code 0, signal 53: Slurm could not write the job's output
 
@@ -67,6 +68,7 @@ class Evidence:
     sentinel: Sentinel
     silent: bool = False  #: it runs, and gave no sign of life for very long
     beats: bool = False  #: it gave one of late
+    siblings: bool = False  #: others of its array are known: the cluster did not forget the array
     ended: tuple[Cause, str] | None = None  #: we ended it, for this
     witness_s: float = 5.0  #: how long a file of the job may take to be seen here
 
@@ -115,6 +117,15 @@ def _missing(evidence: Evidence) -> Verdict:
         return _by_witness(evidence, "UNKNOWN", None)
     if evidence.beats or evidence.accounting is Accounting.FAILING:
         return wait
+    if (
+        evidence.siblings
+        and sentinel.started < 0
+        and evidence.listings >= LOST_LISTINGS
+        and evidence.missing_s >= LEFT_OUT_S
+    ):
+        # No command tells of elements that were cancelled alone while they waited: they are gone at once.
+        cause, message = evidence.ended or (Cause.CANCELLED, "cancelled in the cluster while it waited in its array")
+        return Verdict(Do.FAIL, "CANCELLED", cause, message, {"slurm_state": "CANCELLED"})
     if evidence.missing_s < LOST_AFTER_S or evidence.listings < LOST_LISTINGS:
         return wait
     if evidence.ended is not None:

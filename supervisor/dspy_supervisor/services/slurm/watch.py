@@ -122,7 +122,7 @@ class Watch:
         now = time.monotonic()
         there = self._rows.get(job.submission.name, {})
         copies: list[JobRow] = []
-        changed = False
+        changed, job.listed = False, bool(there)
         for index, element in job.elements.items():
             row, more = choose(there.get(index, ()), job.submission.job_id)
             copies += more
@@ -260,6 +260,7 @@ class Watch:
             by.setdefault(row.name, []).append(row)
         for name, some in by.items():
             if (job := self._roster.jobs.get(name)) is not None:
+                job.accounted = True
                 for index, row in latest(some, name).items():
                     if (element := job.elements.get(index)) is not None and element.is_over:
                         element.account = row
