@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from dspy_fastpath.counters import Counter, Gauge, Global
 
 from .errors import ConfigError, SupervisorError, TaskNotFound
+from .jobbook import JobBook, is_carried
 from .lookup import find_one, quarantined
+from .nodes import node_of
 from .task import Cause, State, WorkloadClass
 from .taskqueue import parse_delayed, past_causes
 
@@ -74,10 +76,10 @@ def explain(supervisor: Supervisor, task_id: str) -> str:
     if found.state in (State.DONE, State.FAILED):
         return f"it is {found.state}: see 'dspy-supervisor task show {task_id}'"
     if found.state is State.CLAIMED:
+        if found.owner and is_carried(found.owner):
+            return _carried(supervisor, found.owner, found.file)
         if running := supervisor.worker_of(found.file):
             return f"it runs in worker {running.pid}"
-        if carrier := _carrier_of(supervisor, found.owner):
-            return _why_carried(supervisor, carrier)
         return f"{found.owner} of another supervisor runs it"
     if found.state is State.DELAYED:
         wait_s = max(0.0, (found.due or 0.0) - time.time())
@@ -117,16 +119,21 @@ def cancel(supervisor: Supervisor, task_id: str) -> dict[str, Any]:
 
 def _carrier_of(supervisor: Supervisor, owner: str | None) -> Carrier | None:
     """Return who carries what lies in this folder of claimed/, where that is a service of ours."""
+    if owner is None or node_of(owner) != supervisor.presence.node:
+        return None
     for carrier in supervisor.carriers.values():
-        if carrier.is_on and owner and owner.rpartition(".")[2] == carrier.service:
+        if carrier.is_on and owner.rpartition(".")[2] == carrier.service:
             return carrier
     return None
 
 
-def _why_carried(supervisor: Supervisor, carrier: Carrier) -> str:
-    sidecar = supervisor.crew.get(carrier.service)
-    problem = sidecar and (sidecar.failed or sidecar.state.get("problem"))
-    return f"service {carrier.service} has it" + (f", and waits: {problem}" if problem else "")
+def _carried(supervisor: Supervisor, owner: str, file: str) -> str:
+    """Return in words what the job of a task in a cluster does."""
+    text = JobBook(supervisor.layout).describe(file)
+    carrier = _carrier_of(supervisor, owner)
+    if carrier is None:
+        return f"{text}; no service here watches it, {owner} did"
+    return f"{text}; {carrier.trouble}" if carrier.trouble else text
 
 
 def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from dspy_supervisor.services.slurm.pace import Pace
 
 CONNECT = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)\n"
 TIMED = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
-PARTITION = "sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid partition name specified\n"
+PARTITION = (
+    "sbatch: error: invalid partition specified: x\n"
+    "sbatch: error: Batch job submission failed: Invalid partition name specified\n"
+)
 POLICY = (
     "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size "
     "and/or time limits)\n"
@@ -26,9 +29,7 @@ def answer(out: str = "", error: str = "", code: int = 0, **more) -> Answer:
     return Answer("sbatch", code, out, error, 0.1, **more)
 
 
-@pytest.mark.parametrize(
-    ("out", "job_id", "cluster"), [("13\n", "13", ""), ("13;devel\n", "13", "devel")]
-)
+@pytest.mark.parametrize(("out", "job_id", "cluster"), [("13\n", "13", ""), ("13;devel\n", "13", "devel")])
 def test_an_answer_with_an_id_is_accepted(out, job_id, cluster):
     assert read_submission(answer(out, "sbatch: warning: something\n")) == Accepted(job_id, cluster)
 
@@ -88,7 +89,9 @@ def programs(tmp_path):
 
 
 def test_a_command_gets_its_words_its_input_and_its_variables_and_no_shell(programs):
-    slurm = programs("sbatch", "print(sys.argv[1:], sys.stdin.read(), os.environ.get('A'), 'SLURM_TIME_FORMAT' in os.environ)")
+    slurm = programs(
+        "sbatch", "print(sys.argv[1:], sys.stdin.read(), os.environ.get('A'), 'SLURM_TIME_FORMAT' in os.environ)"
+    )
     said = slurm.call(["sbatch", "--x=$(id); 'y'\n#SBATCH z"], stdin=b"#!/bin/sh\n", environment=[("A", "1")])
     assert said.ok and said.out == "[\"--x=$(id); 'y'\\n#SBATCH z\"] #!/bin/sh\n 1 False\n"
 

@@ -98,7 +98,14 @@ def test_the_controllers_own_record_stands_in_where_there_is_no_accounting():
         "JobId=7 ArrayJobId=7 ArrayTaskId=1-2,5%1 JobName=dspy.x JobState=PENDING ExitCode=0:0 EndTime=Unknown NodeList= \n"
     )
     first, second = parse_scontrol(text)
-    assert (first.key, first.code, first.ended, first.elapsed_s, first.nodes, first.gpus) == ("7_0", 3, 15.0, 4.0, "n1", 1)
+    assert (first.key, first.code, first.ended, first.elapsed_s, first.nodes, first.gpus) == (
+        "7_0",
+        3,
+        15.0,
+        4.0,
+        "n1",
+        1,
+    )
     assert second.key == "7" and second.ended is None
 
 
@@ -112,7 +119,9 @@ def test_commands_are_bounded_in_length():
 def test_the_job_whose_id_is_known_counts_and_live_copies_are_named():
     rows = parse_squeue(
         HEAD
-        + "".join(f"{key}|{key}|{state}|1|1|1|n1|dspy.x|None|.\n" for key, state in [("9", "RUNNING"), ("8", "PENDING")])
+        + "".join(
+            f"{key}|{key}|{state}|1|1|1|n1|dspy.x|None|.\n" for key, state in [("9", "RUNNING"), ("8", "PENDING")]
+        )
     )
     assert choose(rows, "8")[0].job_id == "8" and [row.key for row in choose(rows, "8")[1]] == ["9"]
     assert choose(rows, "")[0].job_id == "9"

@@ -39,6 +39,7 @@ def explain(loaded: Loaded, task_id: str, as_json: bool) -> None:
 
 def _explained(layout: Layout, config: Config, task_id: str) -> str:
     """Return what the folders alone say, where no supervisor of this host serves them."""
+    from ..jobbook import JobBook, is_carried
     from ..lookup import find_one, quarantined
     from ..task import State
 
@@ -50,6 +51,9 @@ def _explained(layout: Layout, config: Config, task_id: str) -> str:
     if found.state in (State.DONE, State.FAILED):
         return f"it is {found.state}: see 'dspy-supervisor task show {task_id}'"
     if found.state is State.CLAIMED:
+        if found.owner and is_carried(found.owner):
+            text = JobBook(layout).describe(found.file)
+            return f"{text}; no supervisor of this host watches it: a start in mode cluster takes it over"
         return (
             f"{found.owner} has it: a supervisor of another host, or one that was killed; the next start takes it back"
         )

@@ -28,6 +28,7 @@ def described(layout: Layout, task_id: str) -> dict[str, Any]:
     """Return the document of `task show`: where it is, and its envelope or record. Raises TaskNotFound."""
     import orjson
 
+    from ..jobbook import JobBook, is_carried
     from ..lookup import find_one, name_of, quarantined, read_found
 
     found = find_one(layout, task_id)
@@ -50,6 +51,8 @@ def described(layout: Layout, task_id: str) -> dict[str, Any]:
         "owner": found.owner,
         "due": found.due,
     }
+    if found.owner and is_carried(found.owner):
+        document["job"] = JobBook(layout).describe(found.file)
     return document | {"record" if ended else "envelope": content}
 
 

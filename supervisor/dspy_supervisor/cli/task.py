@@ -49,6 +49,7 @@ def show(loaded: Loaded, task_id: str, as_json: bool) -> None:
         "attempt": f"{document['attempt'] + 1}"
         + (f", {document['crashes']} deaths of workers" if document["crashes"] else ""),
         "owner": document.get("owner"),
+        "job": document.get("job"),
         "starts": None if document.get("due") is None else f"in {duration(document['due'] - time.time())}",
         "submitted": _local(record.get("submitted_at")),
         "ended": _local(record.get("completed_at")),
