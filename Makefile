@@ -12,7 +12,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python docs/demo/demo.py
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q $(TESTS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(TESTS)
 
 # What must hold beside the tests: format, lint, types, and that the stubs say what the compiled parts are.
 lint: $(VENV)/.ready-dev

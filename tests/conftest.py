@@ -32,6 +32,14 @@ GUARD_S = 2.0  # the guard of a killed supervisor is through with its work long 
 _T = TypeVar("_T")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let one process run all tests of the one cluster, where several share the work."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if "slurm" in item.path.parent.parts:
+                item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
 def until(look: Callable[[], _T], what: str, timeout_s: float = END_S) -> _T:
     """Return what look() returns as soon as that is true; fails after timeout_s, naming what it waited for.
 
