@@ -57,6 +57,7 @@ cpdef enum Gauge:
     STATE  # 0 running, 1 paused, 2 failed
     LIMIT_REASON
     DELAYED
+    GPU_NEED  # bytes of each GPU that tasks of late needed, as their runs showed; 0: not known
 
 
 cpdef enum Global:

@@ -22,6 +22,7 @@ class Gauge(IntEnum):
     STATE = 4
     LIMIT_REASON = 5
     DELAYED = 6
+    GPU_NEED = 7
 
 class Global(IntEnum):
     SWEEPS = 0

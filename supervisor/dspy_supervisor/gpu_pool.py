@@ -352,6 +352,7 @@ class GpuPool(Pool):
             log.warning("gpu_memory_short", klass=self.name, kind=asked.kind, had=had, needs=need, gpus=seat.devices)
         elif done:
             self.learned.measured(asked.kind, max(told.memory_bytes, seat.peak))
+        self._owner.page.set(self.klass, Gauge.GPU_NEED, self.learned.need(asked.kind))
 
     def _exited(self, worker: Worker) -> None:
         self._events += 1

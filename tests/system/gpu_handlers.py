@@ -1,12 +1,14 @@
 """What tasks of class gpu do in the system tests; no GPU is needed to look at one's environment."""
 
+import json
 import os
 import re
+import time
 from typing import Any
 
 from dspy_supervisor.parts import JSON, Task
 
-from .handlers import wait_for
+from .handlers import note, wait_for
 
 NAMES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "DSPY_GPU_MEMORY_LIMIT", "XLA_PYTHON_CLIENT_PREALLOCATE")
 TORCH = type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})  # as torch has it
@@ -18,6 +20,11 @@ def play(task: Task) -> JSON:
     if "begun" in wanted:
         open(wanted["begun"], "w").close()
         wait_for(wanted["gate"])
+    if "spans" in wanted:
+        began = time.monotonic()
+        time.sleep(wanted["s"])
+        line = {"task": task.id, "from": began, "to": time.monotonic(), "gpus": os.environ["CUDA_VISIBLE_DEVICES"]}
+        note(wanted["spans"], json.dumps(line) + "\n")
     if task.attempt < wanted.get("short", 0):
         raise TORCH(wanted.get("says", "CUDA out of memory."))
     if task.attempt < wanted.get("breaks", 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from ..conftest import Supervised, until
+from ..nvml import LOST, RTX_4090, Script
 from .conftest import Gate, Rig, events, klass
 from .gpu_handlers import devices
 
@@ -328,6 +330,67 @@ def test_the_processes_of_a_worker_tell_what_a_task_needs(gpus: Gpus, tell: Tell
     assert learned == pytest.approx(16 * 1.1 * GIB, rel=0.01)
     # the same worker has that memory: the next of its kind runs there, though little is free
     assert gpus.result(gpus.ask("again"))["pid"] == child
+
+
+def test_of_many_tasks_of_all_sizes_no_two_meet_where_one_is_alone(gpus: Gpus, tell: Tell, tmp_path: Path) -> None:
+    tell(*(gpu(uuid) for uuid in (A, B, C, D)))
+    chance, spans = random.Random(5), tmp_path / "spans"
+    asked: dict[str, dict[str, Any]] = {}
+    for number in range(60):
+        resources = chance.choice([{}, {"gpus": 1}, {"gpus": 2}, {"gpus": 4}, {"gpu_share": 0.5}, {"gpu_share": 0.3}])
+        payload = {"spans": str(spans), "s": chance.choice([0.0, 0.01, 0.05])}
+        asked[gpus.ask(f"t{number:02d}", payload, **resources)] = resources
+    gpus.begin(6)
+    gpus.drain()
+    ran = [json.loads(line) for line in spans.read_text().splitlines()]
+    assert len(ran) == 60
+    for one in ran:
+        wanted = asked[one["task"]]
+        one["gpus"] = set(one["gpus"].split(","))
+        assert len(one["gpus"]) == wanted.get("gpus", 1)
+        one["share"] = wanted.get("gpu_share", 1.0 if "gpus" in wanted else 0.5)  # six workers on four GPUs
+    for one in ran:
+        for uuid in one["gpus"]:
+            beside = [each for each in ran if uuid in each["gpus"] and each["from"] <= one["from"] < each["to"]]
+            assert sum(each["share"] for each in beside) <= 1.0001, (uuid, beside)
+    gpus.check(drained=True)
+
+
+def test_memory_that_runs_out_lowers_the_limit(gpus: Gpus, nvml_script: Script) -> None:
+    """With the real telemetry, on a stand-in for the driver, and the real controller."""
+    nvml_script.gpu(0, uuid=A, **RTX_4090)
+    settings = {"enable_gpu": "true", "telemetry_interval_s": 0.2, "controller_interval_s": 0.5, "policy": "adaptive"}
+    handlers = {"cpu_short": "tests.system.handlers:play", "gpu": "tests.system.gpu_handlers:play"}
+    one = gpus.start("--workers", "gpu=4", handlers=handlers, settings=settings, environ=nvml_script.environ)
+    assert devices(gpus.result(gpus.ask("first"))) == [A]
+    gates = [gpus.wait_in(f"wait{number}") for number in range(3)]
+    for gate in gates:
+        gate.wait()
+    gpus.ask("short", {"short": 1})
+    until(lambda: any(event["reason"] == "cuda_oom" for event in events(one, "limit")), "the limit is lowered", 60)
+    for gate in gates:
+        gate.open()
+    gpus.drain()
+    gpus.check(drained=True)
+
+
+def test_a_gpu_that_the_driver_loses_loses_its_tasks_to_another(gpus: Gpus, nvml_script: Script) -> None:
+    for place, uuid in enumerate((A, B)):
+        nvml_script.gpu(place, uuid=uuid, **RTX_4090)
+    settings = {"enable_gpu": "true", "telemetry_interval_s": 0.2, "policy": "fixed"}
+    handlers = {"cpu_short": "tests.system.handlers:play", "gpu": "tests.system.gpu_handlers:play"}
+    one = gpus.start("--workers", "gpu=2", handlers=handlers, settings=settings, environ=nvml_script.environ)
+    gates = {name: gpus.wait_in(name) for name in ("one", "two")}
+    for gate in gates.values():
+        gate.wait()
+    victim = next(name for shown in klass(one, "gpu")["gpus"] if shown["uuid"] == A for name in shown["tasks"])
+    gates[victim].begun.unlink()
+    gates["two" if victim == "one" else "one"].open()
+    nvml_script.fails(0, "*", LOST)
+    gates[victim].wait()
+    gates[victim].open()
+    assert devices(gpus.result(victim)) == [B]
+    gpus.check(drained=True)
 
 
 def _is_busy(one: Supervised, pid: int) -> bool:

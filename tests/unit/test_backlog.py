@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from dspy_supervisor.backlog import Backlog, Shares
+from dspy_supervisor.backlog import Backlog, Shares, Shelf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,3 +95,48 @@ def test_a_class_that_was_away_claims_nothing_back():
     for _ in range(1000):
         shares.next(["a"])
     assert Counter(shares.next(["a", "b"]) for _ in range(20))["b"] <= 11
+
+
+# -- a backlog whose next is chosen -----------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("adpfc"), st.integers(0, 9), st.floats(0, 100), st.integers(-3, 3)), max_size=60)
+)
+def test_a_shelf_is_a_backlog_that_can_be_looked_at(steps):
+    """Whatever is done, it holds what a plain one would, and pops in the same order what nobody chose."""
+    shelf, plain = Shelf(1.0), Backlog(1.0)
+    for step, number, arrived, priority in steps:
+        file = f"t{number}"
+        if step == "a":
+            assert shelf.add(file, arrived, priority) == plain.add(file, arrived, priority)
+        elif step == "d":
+            assert shelf.discard(file) == plain.discard(file)
+        elif step == "p":
+            assert shelf.pop() == plain.pop()
+        elif step == "c" and file in plain:
+            shelf.choose(file)
+            assert shelf.pop() == file
+            plain.discard(file)
+        else:
+            shelf.first(number)
+        assert set(shelf) == set(plain) and len(shelf) == len(plain)
+    places = {file: shelf.position(file) for file in plain}
+    assert sorted(places.values()) == list(range(len(places)))
+    assert shelf.first(100) == sorted(places, key=lambda file: places[file])
+    while (file := plain.pop()) is not None:
+        assert shelf.pop() == file
+    assert shelf.pop() is None
+
+
+def test_what_was_chosen_and_then_taken_away_is_not_popped():
+    shelf = Shelf(1.0)
+    for file in ("a", "b"):
+        shelf.add(file, 0.0, 0)
+    shelf.choose("b")
+    shelf.discard("b")
+    assert shelf.pop() == "a" and shelf.pop() is None
+    shelf.add("c", 0.0, 0)
+    shelf.first(5)
+    shelf.clear()
+    assert not shelf and shelf.first(5) == []

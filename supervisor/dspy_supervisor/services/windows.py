@@ -116,7 +116,8 @@ class Meter:
         if ours:  # the most that one was seen to hold, forgotten over minutes
             fade = math.exp(-window[Input.INTERVAL_S] / (5 * BASE_S))
             self._need = max(*ours, 0.0 if math.isnan(self._need) else self._need * fade)
-        window[Input.VRAM_NEED] = self._need
+        learned = self._page.gauge(self._klass, Gauge.GPU_NEED)  # where the driver lists no process that we know
+        window[Input.VRAM_NEED] = learned if math.isnan(self._need) and learned else self._need
 
     def _busy_workers(self) -> list[int]:
         slots = (self._page.slot(number) for number in range(self._page.slots))
