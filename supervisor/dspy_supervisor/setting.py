@@ -109,12 +109,12 @@ def seconds(lowest: float, highest: float, zero: str = "") -> Kind:
             raise ValueError
         return number
 
-    return Kind(f"seconds from {lowest:g} to {highest:g}" + (f" (0: {zero})" if zero else ""), read)
+    return Kind(f"seconds from {lowest:g} to {highest:.10g}" + (f" (0: {zero})" if zero else ""), read)
 
 
 def number(lowest: float, highest: float) -> Kind:
     """A number without a unit."""
-    return seconds(lowest, highest)._replace(expected=f"a number from {lowest:g} to {highest:g}")
+    return seconds(lowest, highest)._replace(expected=f"a number from {lowest:g} to {highest:.10g}")
 
 
 def optional_seconds(highest: float) -> Kind:

@@ -163,3 +163,19 @@ def test_doctor_prints_a_remedy_and_is_1_where_something_fails(run, tmp_path):
     assert "-> 'chmod o-w" in output
     code, output, _ = run("doctor", "--queue-dir", queue, "--json")
     assert (code, json.loads(output)["ok"]) == (1, False)
+
+
+def test_config_describe_says_what_a_setting_does_takes_and_how_it_is_given(run):
+    code, output, _ = run("config", "describe", "gpu_memory_limit", "class.gpu.timeout_s", "environment")
+    lines = [" ".join(line.split()) for line in output.splitlines()]
+    assert code == 0
+    assert "default 0; workstation: 21474836480" in lines
+    assert "given by DSPY_GPU_MEMORY_LIMIT; --set gpu_memory_limit=VALUE" in lines
+    assert "default none; cpu_short: 300.0" in lines
+    assert "given by DSPY_CLASS_TIMEOUT_S, as DSPY_GPU_TIMEOUT_S; --set class.CLASS.timeout_s=VALUE" in lines
+    assert "secret never shown; a file that holds it is given by the same name and _FILE" in lines
+    every = json.loads(run("config", "describe", "--json")[1])["settings"]
+    assert every["max_depth"]["reload"] == "does not apply it: it needs a restart"
+    assert len(every) > 80
+    code, _, error = run("config", "describe", "polcy")
+    assert (code, "did you mean 'policy'?" in error) == (2, True)

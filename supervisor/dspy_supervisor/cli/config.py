@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from ..config import MODES, Loaded, flat
+from ..config_class import CLASS_SETTINGS, class_defaults
 from ..config_sources import HIDDEN, nearest
-from ..config_table import row
+from ..config_table import SETTINGS, row, variable
+from ..setting import Setting
 from .options import with_whole_config
 from .output import json_option, print_json, print_table
 
@@ -66,10 +71,59 @@ def check(loaded: Loaded, imports: bool, as_json: bool) -> None:
 
 
 @config.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@json_option
+def describe(names: tuple[str, ...], as_json: bool) -> None:
+    """Say of every setting, or of those named, what it does and takes, and how it is given.
+
+    A setting of a class is named with or without its class: class.gpu.workers, or workers.
+    """
+    known = {name: row(name) for name in SETTINGS} | {
+        f"class.CLASS.{name}": one for name, one in CLASS_SETTINGS.items()
+    }
+    asked = {re.sub(r"^class\.\w+\.", "", name): name for name in names}
+    for inner, name in asked.items():
+        if inner not in SETTINGS and inner not in CLASS_SETTINGS:
+            near = difflib.get_close_matches(inner, [*SETTINGS, *CLASS_SETTINGS], 1, 0.5)
+            raise click.BadParameter(f"{name!r} is no setting" + (f"; did you mean {near[0]!r}?" if near else ""))
+    chosen = [name for name in known if not asked or name.removeprefix("class.CLASS.") in asked]
+    facts = {name: _facts(name, known[name]) for name in chosen}
+    if as_json:
+        print_json({"settings": facts})
+        return
+    for name, found in facts.items():
+        click.echo(click.style(name, bold=True))
+        for fact, value in found.items():
+            click.echo(f"    {fact:<10}{_shown(value)}")
+
+
+@config.command()
 @click.argument("mode", type=click.Choice(MODES))
 def env(mode: str) -> None:
     """Print the .env file of a mode, with all that it sets and why: a beginning for one of your own."""
     click.echo((Path(__file__).parents[1] / "modes" / f"{mode}.env").read_text(), nl=False)
+
+
+def _facts(name: str, setting: Setting) -> dict[str, object]:
+    """Return what the table says of a setting, in words."""
+    inner = name.removeprefix("class.CLASS.")
+    is_general = name == inner
+    written = variable(name) if is_general else f"DSPY_CLASS_{inner.upper()}, as DSPY_GPU_{inner.upper()}"
+    flag = setting.flag + ("" if is_general else " CLASS=VALUE") if setting.flag else f"--set {name}=VALUE"
+    default = "said above" if setting.default is dataclasses.MISSING else _shown(setting.default) or "empty"
+    other = (
+        setting.modes if is_general else {klass: one[inner] for klass, one in class_defaults().items() if inner in one}
+    )
+    facts: dict[str, object] = {
+        "does": setting.help,
+        "takes": setting.kind.expected,
+        "default": default + "".join(f"; {where}: {_shown(value)}" for where, value in other.items()),
+        "given by": f"{written}; {flag}",
+        "reload": "applies it" if setting.live else "does not apply it: it needs a restart",
+    }
+    return facts | (
+        {"secret": "never shown; a file that holds it is given by the same name and _FILE"} if setting.secret else {}
+    )
 
 
 def _plain(value: object) -> object:
