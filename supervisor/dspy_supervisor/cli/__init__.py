@@ -31,7 +31,7 @@ COMMANDS = {
     "task": ("task", "Look at tasks, wait for them, cancel or retry them."),
     "queue": ("queue", "Count, check, clean, pause and resume a queue."),
     "explain": ("explain", "Say why a task does not run."),
-    "gpu": ("gpu", "Show what the GPUs and this host tell, and what keeps work away."),
+    "gpu": ("gpu", "Show GPUs and host: load, memory, power, heat, processes, and what keeps work away."),
     "doctor": ("doctor", "Prove, here and now, that this machine and folder can serve a queue."),
     "config": ("config", "Show and check the settings, and where each comes from."),
     "simulate": ("simulate", "Judge policies in simulated worlds, beside the best fixed limit."),
