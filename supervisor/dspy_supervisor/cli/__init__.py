@@ -33,6 +33,7 @@ COMMANDS = {
     "explain": ("explain", "Say why a task does not run."),
     "gpu": ("gpu", "Show GPUs and host: load, memory, power, heat, processes, and what keeps work away."),
     "doctor": ("doctor", "Prove, here and now, that this machine and folder can serve a queue."),
+    "slurm": ("slurm", "Submit to a Slurm cluster, look at its jobs, and see what would be submitted."),
     "config": ("config", "Show and check the settings, and where each comes from."),
     "simulate": ("simulate", "Judge policies in simulated worlds, beside the best fixed limit."),
     "completion": ("completion", "Print the completion script of a shell."),

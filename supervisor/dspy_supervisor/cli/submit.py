@@ -114,7 +114,7 @@ def _submit_one(
 
     name, fresh = _name(task_id, key)
     document = envelope(
-        raw_payload=_checked(raw),
+        raw_payload=checked(raw),
         task_id=name,
         idempotency_key=key,
         **{_KEYS.get(option, option): value for option, value in options.items()},
@@ -126,7 +126,7 @@ def _submit_one(
 _KEYS = {"task_class": "class"}
 
 
-def _checked(raw: bytes) -> bytes:
+def checked(raw: bytes) -> bytes:
     """Return a payload that is JSON, as it was written. Raises EnvelopeInvalid with the place."""
     import orjson
 
