@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .crew import Crew
     from .pool import Pool
-    from .sidecar import Crew
 
 MAX_NAMES = 64  #: in one message: a name has at most 208 bytes
 CARRIED = {"gpu_slurm": "slurm"}  #: class to the service that carries it, where that is meant to run

@@ -25,6 +25,7 @@ from .channel import Kind, Report
 from .compat import CompatFiles
 from .config import Config, Loaded, notify_environment
 from .control import Control
+from .crew import Crew
 from .dispatch import Dispatch
 from .errors import ServiceUnavailable
 from .feeder import Feeder
@@ -44,7 +45,7 @@ from .recovery import clear_old
 from .requests import requests
 from .runtime import make_runtime_folder
 from .settle import recover, settle_death
-from .sidecar import Crew, Sidecar
+from .sidecar import Sidecar
 from .sweeper import Sweeper
 from .task import Cause, WorkloadClass
 from .taskqueue import TaskQueue

@@ -1,4 +1,4 @@
-"""The processes beside the workers: telemetry, controller, Slurm bridge. Forked, listened to, replaced.
+"""A process beside the workers, as telemetry, the controller or the Slurm bridge: forked, listened to, replaced.
 
 A service that dies or says nothing for `HUNG_S` is replaced without a task coming to harm; one that dies over and over is
 given up with its reason, and the rest goes on.
@@ -33,7 +33,7 @@ from .parts import ServicePost
 from .reactor import Reactor, Timer
 
 HUNG_S = 10.0  #: a service that says nothing for so long is replaced
-_LOOK_S = 2.0
+LOOK_S = 2.0  #: between two looks at whether it hangs
 _STACKS_S = 0.2  # what a hung service gets to write its stacks
 _HEALTHY_S = 30.0  # a service that lived so long did not die of its start
 
@@ -44,17 +44,6 @@ class Kind(NamedTuple):
     name: str
     entry: str  #: module:function
     wanted: Callable[[Config], bool]
-
-
-KINDS = (
-    Kind("telemetry", "dspy_supervisor.services.telemetry:run", lambda config: config.enable_gpu),
-    Kind(
-        "controller",
-        "dspy_supervisor.services.controller:run",
-        lambda config: config.policy != "fixed",
-    ),
-    Kind("slurm", "dspy_supervisor.services.slurm:run", lambda config: config.enable_slurm),
-)
 
 
 class Owner(Protocol):
@@ -157,7 +146,7 @@ class Sidecar:
     def look(self, now: float) -> None:
         """Replace it where it hangs; called every few seconds (``now``: monotonic)."""
         # A pause of our own, as a frozen host makes it, proves nothing about the service.
-        elapsed_s = min(now - self._looked_at, 2 * _LOOK_S)
+        elapsed_s = min(now - self._looked_at, 2 * LOOK_S)
         self._looked_at = now
         process = self._process
         if process is None:
@@ -266,68 +255,6 @@ class Sidecar:
         if self._again is not None:
             self._again.cancel()
         self._again = self._owner.reactor.call_later(delay_s, self.start)
-
-
-class Crew:
-    """The services of one supervisor."""
-
-    def __init__(self, owner: Owner) -> None:
-        self._owner = owner
-        self._sidecars: dict[str, Sidecar] = {}
-
-    def get(self, name: str) -> Sidecar | None:
-        """Return a service that is meant to run here."""
-        return self._sidecars.get(name)
-
-    def all(self) -> list[Sidecar]:
-        """Return the services that are meant to run here."""
-        return list(self._sidecars.values())
-
-    def start(self) -> None:
-        """Start what the configuration wants, and look after it from now on."""
-        self.apply()
-        self._look()
-
-    def apply(self, *, changed: bool = False) -> None:
-        """Start and end services as the configuration says; ``changed``: let those that run read it anew."""
-        for kind in KINDS:
-            sidecar = self._sidecars.get(kind.name)
-            if not kind.wanted(self._owner.config):
-                if sidecar is not None:
-                    sidecar.end_now()
-                    del self._sidecars[kind.name]
-                continue
-            if sidecar is None:
-                sidecar = self._sidecars[kind.name] = Sidecar(self._owner, kind)
-            elif changed:
-                sidecar.renew()
-            sidecar.mend()
-
-    def stop(self) -> None:
-        """Tell all to end."""
-        for sidecar in self.all():
-            sidecar.stop()
-
-    def end_now(self) -> None:
-        """Kill all that is left."""
-        for sidecar in self.all():
-            sidecar.end_now()
-
-    def restart(self) -> None:
-        """Kill all and start them anew: what they held open is gone."""
-        self.end_now()
-        self._sidecars.clear()
-        self.apply()
-
-    @property
-    def pids(self) -> set[int]:
-        """Their processes."""
-        return {sidecar.pid for sidecar in self.all() if sidecar.pid}
-
-    def _look(self) -> None:
-        for sidecar in self.all():
-            sidecar.look(time.monotonic())
-        self._owner.reactor.call_later(_LOOK_S, self._look)
 
 
 def _end_child(pid: int) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from dspy_supervisor import sidecar
+from dspy_supervisor import crew
 from dspy_supervisor.__main__ import main
 from dspy_supervisor.channel import Kind
 from dspy_supervisor.layout import Layout
@@ -77,8 +77,8 @@ def carry(post: ServicePost) -> int:
 
 if __name__ == "__main__":
     here = Path(__file__).stem
-    sidecar.KINDS = (
-        sidecar.Kind("controller", f"tests.system.{here}:steer", lambda config: config.policy != "plan"),
-        sidecar.Kind("slurm", f"tests.system.{here}:carry", lambda _: True),
+    crew.KINDS = (
+        crew.Kind("controller", f"tests.system.{here}:steer", lambda config: config.policy != "plan"),
+        crew.Kind("slurm", f"tests.system.{here}:carry", lambda _: True),
     )
     sys.exit(main())

@@ -14,7 +14,7 @@ import sys
 import time
 
 from dspy_fastpath.counters import Global, GpuStatus, GpuValue, Page, Telemetry
-from dspy_supervisor import sidecar
+from dspy_supervisor import crew
 from dspy_supervisor.__main__ import main
 from dspy_supervisor.link import STOP
 from dspy_supervisor.parts import ServicePost
@@ -63,5 +63,5 @@ def write(page: Page, wanted: dict) -> None:
 
 
 if __name__ == "__main__":
-    sidecar.KINDS = (sidecar.Kind("telemetry", "tests.system.gpu_crew:watch", lambda config: config.enable_gpu),)
+    crew.KINDS = (crew.Kind("telemetry", "tests.system.gpu_crew:watch", lambda config: config.enable_gpu),)
     sys.exit(main())

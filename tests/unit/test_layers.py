@@ -41,6 +41,7 @@ LAYERS = {
         "birth",
         "breaker",
         "sidecar",
+        "crew",
         "carrier",
         "jobchild",
         "job",

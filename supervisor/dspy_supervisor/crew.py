@@ -1,0 +1,79 @@
+"""The services of one supervisor: which are wanted, and that they are there."""
+
+from __future__ import annotations
+
+import time
+
+from .sidecar import LOOK_S, Kind, Owner, Sidecar
+
+KINDS = (
+    Kind("telemetry", "dspy_supervisor.services.telemetry:run", lambda config: config.enable_gpu),
+    Kind(
+        "controller",
+        "dspy_supervisor.services.controller:run",
+        lambda config: config.policy != "fixed",
+    ),
+    Kind("slurm", "dspy_supervisor.services.slurm:run", lambda config: config.enable_slurm),
+)
+
+
+class Crew:
+    """The services of one supervisor."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._sidecars: dict[str, Sidecar] = {}
+
+    def get(self, name: str) -> Sidecar | None:
+        """Return a service that is meant to run here."""
+        return self._sidecars.get(name)
+
+    def all(self) -> list[Sidecar]:
+        """Return the services that are meant to run here."""
+        return list(self._sidecars.values())
+
+    def start(self) -> None:
+        """Start what the configuration wants, and look after it from now on."""
+        self.apply()
+        self._look()
+
+    def apply(self, *, changed: bool = False) -> None:
+        """Start and end services as the configuration says; ``changed``: let those that run read it anew."""
+        for kind in KINDS:
+            sidecar = self._sidecars.get(kind.name)
+            if not kind.wanted(self._owner.config):
+                if sidecar is not None:
+                    sidecar.end_now()
+                    del self._sidecars[kind.name]
+                continue
+            if sidecar is None:
+                sidecar = self._sidecars[kind.name] = Sidecar(self._owner, kind)
+            elif changed:
+                sidecar.renew()
+            sidecar.mend()
+
+    def stop(self) -> None:
+        """Tell all to end."""
+        for sidecar in self.all():
+            sidecar.stop()
+
+    def end_now(self) -> None:
+        """Kill all that is left."""
+        for sidecar in self.all():
+            sidecar.end_now()
+
+    def restart(self) -> None:
+        """Kill all and start them anew: what they held open is gone."""
+        self.end_now()
+        self._sidecars.clear()
+        self.apply()
+
+    @property
+    def pids(self) -> set[int]:
+        """Their processes."""
+        return {sidecar.pid for sidecar in self.all() if sidecar.pid}
+
+    def _look(self) -> None:
+        for sidecar in self.all():
+            sidecar.look(time.monotonic())
+        self._owner.reactor.call_later(LOOK_S, self._look)
