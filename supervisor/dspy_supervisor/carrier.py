@@ -48,6 +48,13 @@ class Carrier:
         return str(problem) if problem else ""
 
     @property
+    def allocations(self) -> str:
+        """What the service says of the allocations that take these tasks, where it hands out none itself."""
+        sidecar = self._crew.get(self.service)
+        told = sidecar.state.get("pilots") if sidecar else None
+        return str(told.get("reason")) if isinstance(told, dict) else "the cluster was not asked yet"
+
+    @property
     def room(self) -> int:
         """How many names it can be handed now."""
         sidecar = self._crew.get(self.service)

@@ -178,6 +178,8 @@ def _why_waiting(supervisor: Supervisor, pool: Pool, file: str) -> str:
     if pool.trouble:
         return f"class {pool.name} has stopped for a moment: {pool.trouble}"
     if (carrier := supervisor.carriers.get(pool.name)) and carrier.is_on:
+        if not carrier.window and not carrier.trouble:
+            return f"it waits for an allocation: {carrier.allocations}"
         return carrier.trouble or f"service {carrier.service} takes no more than {carrier.window} tasks at once"
     if pool.inflight >= pool.limit:
         return f"all {pool.limit} places of class {pool.name} are taken"

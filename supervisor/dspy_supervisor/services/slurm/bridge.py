@@ -39,6 +39,7 @@ from .commands import (
     parse_config,
     read_submission,
 )
+from .fleet import Fleet
 from .listing import JobRow, chunks
 from .pace import Pace
 from .plan import JobRefused, plan_job, runner_settings
@@ -83,6 +84,7 @@ class Bridge:
         )
         self._adopter = Adopter(post, layout, self._queue, self._folder)
         self._attic = Attic(self._book, self._roster, end=self._cancel)
+        self._fleet = Fleet(self._config, layout, page, self._slurm, end=self._cancel)
         self._fresh: dict[str, Claim] = {}  # claimed, and not submitted
         self._flush_at = float("inf")
         self._gathering_since = 0.0
@@ -133,7 +135,10 @@ class Bridge:
             self._flush()
         while self._prepared and self._submitting < _SUBMITS:
             self._submit(*self._prepared.pop(0))
-        self._watch.turn(now, idle=not self._roster.jobs and not self._attic.wants_look)
+        if self._fleet.has_news():
+            self._watch.hasten()
+        idle = not (self._roster.jobs or self._attic.wants_look or self._fleet.wanted)
+        self._watch.turn(now, idle=idle)
         if now >= self._again_at:
             self._settle_again()
         for file in self._adopter.turn(now):
@@ -243,7 +248,7 @@ class Bridge:
                 self._book,
                 group,
                 owner=self._post.owner,
-                python=sys.executable,
+                python=str(self._config.slurm_python or sys.executable),
                 cwd=os.getcwd(),
                 settings=runner_settings(self._config, settings),
                 render=lambda plan, facts: render(self._config, plan, facts),
@@ -337,6 +342,7 @@ class Bridge:
 
     def _looked(self, rows: Rows, every: list[JobRow]) -> None:
         """A look at the cluster is through: judge what there is to be judged."""
+        self._fleet.looked(every)
         now = time.monotonic()
         beats = 0
         accounting, witness_s = self._watch.accounting, self._witness_s
@@ -552,7 +558,8 @@ class Bridge:
             "inflight": len(self._roster.elements),
             "cluster": cluster.name,
             "version": cluster.version,
-            "problem": watch.problem or self._problem or None,
+            "problem": watch.problem or self._problem or self._fleet.problem or None,
+            **({"pilots": self._fleet.state} if self._fleet.wanted else {}),
             "unreachable_since": watch.unreachable_since,
             "accounting": str(watch.accounting),
             "accounting_problem": watch.accounting_problem or None,
