@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..conftest import Supervised, until
+from ..conftest import Supervised, clean_environ, until
 from ..nvml import LOST, RTX_4090, Script
 from .conftest import Gate, Rig, events, klass
 from .gpu_handlers import devices
@@ -98,7 +100,7 @@ def test_each_task_sees_just_the_gpus_it_was_given(gpus: Gpus, tell: Tell) -> No
     gpus.check(drained=True)
 
 
-def test_tasks_share_a_gpu_by_halves_and_a_whole_one_has_no_other(gpus: Gpus, tell: Tell) -> None:
+def test_tasks_share_a_gpu_by_halves_and_a_whole_one_has_no_other(gpus: Gpus, tell: Tell, tmp_path: Path) -> None:
     tell(gpu(A))
     one = gpus.begin(2)
     halves = [gpus.wait_in(name) for name in ("one", "two")]
@@ -114,6 +116,10 @@ def test_tasks_share_a_gpu_by_halves_and_a_whole_one_has_no_other(gpus: Gpus, te
     halves[1].open()
     ended = {name: gpus.record(name) for name in ("alone", "small")}
     assert ended["alone"]["completed_at"] <= ended["small"]["started_at"]
+    command = [sys.executable, "-m", "dspy_supervisor", "status", "--queue-dir", str(one.queue)]
+    environ = clean_environ(tmp_path) | {"DSPY_RUNTIME_DIR": str(one.runtime)}
+    said = subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
+    assert f"{A}: 0 tasks have 0.0 GiB of 21.6 GiB, 23.5 GiB are free" in said
     [shown] = klass(one, "gpu")["gpus"]
     assert (shown["uuid"], shown["tasks"], shown["fenced"]) == (A, {}, None)
     gpus.check(drained=True)

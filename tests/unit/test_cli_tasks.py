@@ -65,7 +65,7 @@ def end(queue, task_id, **record):
 def test_a_task_is_submitted_with_all_that_was_said(run, queue):
     code, output, _ = run(
         *("submit", '{"a": [1, 2.50]}', "--id", "a1", "--class", "GPU", "--kind", "echo", "--priority", "7"),
-        *("--timeout", "2.5", "--max-attempts", "4"),
+        *("--timeout", "2.5", "--max-attempts", "4", "--resource", "gpus=2", "--resource", "gpu_memory=8G"),
     )
     assert (code, output) == (0, "a1\n")
     assert envelope(queue, "a1") == {
@@ -75,6 +75,7 @@ def test_a_task_is_submitted_with_all_that_was_said(run, queue):
         "priority": 7,
         "timeout_s": 2.5,
         "max_attempts": 4,
+        "resources": {"gpus": 2, "gpu_memory": "8G"},
         "payload": {"a": [1, 2.5]},
     }
     assert b'{"a": [1, 2.50]}' in (queue.path / "pending/a1.json").read_bytes()  # as it was written
@@ -117,6 +118,7 @@ def test_the_same_task_again_is_accepted_once_and_another_of_its_id_is_refused(r
         (["{}", "--class", "gpux"], 2, "no class"),
         (["{}", "--priority", "101"], 2, "--priority"),
         (["{}", "--timeout", "0"], 2, "--timeout"),
+        (["{}", "--resource", "gpus"], 2, "expected NAME=VALUE"),
         (["{}", "--timeout", "1e9"], 2, "timeout_s"),
         ([], 2, "either PAYLOAD or --jsonl"),
         (["{}", "--jsonl", "x"], 2, "either PAYLOAD or --jsonl"),

@@ -170,6 +170,18 @@ def _print(document: Mapping[str, Any]) -> None:
     for name, one in classes.items():
         if one.get("limit_why") and one["limit"] != one.get("limit_max"):
             click.echo(f"{name}: limit {one['limit']} of {one['limit_max']}: {one['limit_why']}")
+        for gpu in one.get("gpus", ()):
+            click.echo(_gpu(gpu))
+
+
+def _gpu(gpu: Mapping[str, Any]) -> str:
+    """Return how much of a GPU is given out, and how much is really free."""
+    from ..devices import gib
+
+    tasks = gpu["tasks"].values()
+    given = f"{len(tasks)} tasks have {gib(sum(task['memory'] for task in tasks))} of {gib(gpu['budget'])}"
+    free = "" if gpu["free"] is None else f", {gib(gpu['free'])} are free"
+    return f"{gpu['uuid']}: {given}{free}" + (f"; out of use: {gpu['fenced']}" if gpu["fenced"] else "")
 
 
 def _service(service: Mapping[str, Any]) -> str:

@@ -38,6 +38,10 @@ _BATCH = 10_000  # tasks that share their syncs
     "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Limit of an attempt."
 )
 @click.option("--max-attempts", type=click.IntRange(1, 1000), metavar="N", help="Attempts before it is failed.")
+@click.option(
+    "--resource", "resources", multiple=True, metavar="NAME=VALUE",
+    help="What it needs: gpus=2, gpu_share=0.25, gpu_memory=8G; may be given several times.",
+)  # fmt: skip
 @click.option("--idempotency-key", metavar="KEY", help="Take a task of this key once, however often it is submitted.")
 @click.option("--wait", is_flag=True, help="Wait for the result, and print it.")
 @click.option("--timeout-wait", type=click.FloatRange(min=0), metavar="S", help="Wait so long at most; then 5.")
@@ -69,6 +73,7 @@ def submit(
         raise click.UsageError("--id and --idempotency-key name one task: with --jsonl they stand in the lines")
     if options["task_class"] is not None:
         options["task_class"] = _class(options["task_class"])
+    options["resources"] = dict(map(_resource, options["resources"])) or None
     due = time.time() + delay if delay else None
     with open_queue(loaded) as layout:
         producer = _producer(layout, loaded)
@@ -94,6 +99,18 @@ def _class(name: str) -> str:
     if name.lower() not in CLASSES:  # a producer's unknown class means cpu_short; a person's is a slip
         raise click.BadParameter(f"{name!r} is no class; the classes are {', '.join(CLASSES)}", param_hint="--class")
     return name.lower()
+
+
+def _resource(written: str) -> tuple[str, Any]:
+    import orjson
+
+    name, sign, value = written.partition("=")
+    if not sign or not name.isidentifier():
+        raise click.BadParameter(f"{written!r}: expected NAME=VALUE, as gpus=2", param_hint="--resource")
+    try:
+        return name, orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return name, value
 
 
 def _producer(layout: Layout, loaded: Loaded) -> Producer:
@@ -217,10 +234,12 @@ def _from_line(line: bytes, options: Mapping[str, Any]) -> tuple[str, bytes, boo
             document[key] = getattr(fields, key) or options.get(key)
         if fields.resources:
             document["resources"] = orjson.Fragment(line[slice(*fields.resources)])
+        else:
+            document["resources"] = options.get("resources")
         for key, start, end in fields.extras:
             document[key] = orjson.Fragment(line[start:end])
     else:
-        document |= {key: options.get(key) for key in ("kind", "priority", "timeout_s", "max_attempts")}
+        document |= {key: options.get(key) for key in ("kind", "priority", "timeout_s", "max_attempts", "resources")}
     document = {key: value for key, value in document.items() if value is not None}
     document["payload"] = orjson.Fragment(line[slice(*fields.payload)])
     return name, orjson.dumps(document), made
