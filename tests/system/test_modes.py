@@ -58,3 +58,16 @@ def test_a_cluster_without_slurm_says_so_and_runs_what_it_can(supervisor: Start)
         assert "not found on PATH" in one.status()["services"]["slurm"]["problem"]
         assert events(one, "service_waits")
         assert queue.state(job) is State.CLAIMED
+
+
+def test_a_workstation_without_a_gpu_says_so_and_runs_what_it_can(supervisor: Start, nvml_script: Script) -> None:
+    both = {"cpu_short": "echo", "gpu": "echo"}
+    one = supervisor("--mode", "workstation", settings=FIXED, handlers=both, environ=nvml_script.environ, plain=True)
+    with Queue(one.queue) as queue:
+        held = queue.submit({"n": 1}, task_class="gpu")
+        assert queue.result(queue.submit({"n": 1}), 30) == {"n": 1}
+        until(lambda: "no GPU found" in one.ask("explain", id=held)["explanation"], "the gpu task says why it waits")
+        found = one.status()
+        assert "no GPU found" in found["classes"]["gpu"]["reason"]
+        assert limits(one)["cpu_short"] == 4  # there is no memory to derive another from
+        assert "no GPU found" in one.log

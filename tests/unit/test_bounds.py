@@ -72,13 +72,13 @@ def test_cpu_time_counts_from_the_beginning_of_the_task_and_of_all_below(python)
     def used_s():
         return sum(map(bounds._cpu_s, bounds.proctree.trees([pid])[pid]))
 
-    until(lambda: used_s() > 1.0, "two processes work")
-    assert watch.look([running(pid, cpu_time_s=1.0)], now) == []  # what was before is not this task's
+    until(lambda: used_s() > 0.2, "two processes work")
+    assert watch.look([running(pid, cpu_time_s=0.2)], now) == []  # what was before is not this task's
     begun = used_s()
-    until(lambda: used_s() > begun + 1.1, "they work on")
-    (excess,) = watch.look([running(pid, cpu_time_s=1.0)], now + 10)
+    until(lambda: used_s() > begun + 0.3, "they work on")
+    (excess,) = watch.look([running(pid, cpu_time_s=0.2)], now + 10)
     assert (excess.cause, excess.message.partition(" are ")[2]) == (Cause.TIMEOUT, "allowed (cpu_time_s)")
-    assert watch.look([running(pid, start_ns=2, cpu_time_s=1.0)], now + 20) == []  # the next task
+    assert watch.look([running(pid, start_ns=2, cpu_time_s=0.2)], now + 20) == []  # the next task
 
 
 def test_it_looks_only_so_often_and_only_where_there_is_a_bound(monkeypatch):
