@@ -38,6 +38,8 @@ def _call(name, handle=None):
 def amdsmi_init(flag):
     assert flag is AmdSmiInitFlags.INIT_AMD_GPUS
     _call("init")
+    if faults.get("handles") == 32:  # not initialized
+        del faults["handles"]
 
 
 def amdsmi_shut_down():

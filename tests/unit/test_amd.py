@@ -88,10 +88,7 @@ def test_a_gpu_that_fails_is_unreadable_then_another_process_tries_and_the_other
 def test_a_library_that_forgot_is_initialized_again(watch, smi):
     watch.look(0.0)
     smi.faults["handles"] = 32
-    view = watch.look(1.0)
-    assert (view.state, view.broken) == (Telemetry.TROUBLED, "")
-    smi.faults.clear()
-    assert watch.look(2.0).state == Telemetry.WATCHING
+    assert watch.look(1.0).state == Telemetry.WATCHING
 
 
 def test_it_is_asked_only_where_it_is_installed(monkeypatch):

@@ -3,8 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from dspy_fastpath.counters import Page
+from dspy_supervisor.cli.gpu import ordered
+from dspy_supervisor.gpu import read
 
 from tests.conftest import clean_environ
 from tests.nvml import GIB, H100, LOST, MISMATCH, RTX_4090
@@ -60,6 +64,19 @@ def test_a_person_reads_each_gpu_with_its_slices_and_what_is_not_told(gpu, nvml_
     assert "0000:0A:00.0" in rows[0] and "n/a" in rows[0] and "cut in slices" in rows[0]
     assert rows[1].lstrip().startswith("slice") and "0.0 of 40.0 GiB" in rows[1]
     assert "4.0 of 16.0 GiB" in rows[2] and "n/a of n/a W" in rows[2] and "n/a °C" in rows[2]
+
+
+def test_slices_made_later_are_shown_below_their_gpu_and_orphans_last(tmp_path):
+    with Page.create(tmp_path / "page", "q", ["gpu"], 0) as page:
+        for place, (uuid, parent) in enumerate(
+            [("MIG-0", 60), ("GPU-h", -1), ("GPU-b", -1), ("MIG-1", 1), ("MIG-2", 1)]
+        ):
+            page.gpu_write(place, uuid.encode(), {}, 1.0, parent=parent)
+        page.gpu_write(60, b"GPU-x", {}, 1.0)
+        sight = read(page)
+        orphan = replace(sight.gpus[0], parent="GPU-forgotten")
+    shown = ordered(replace(sight, gpus=(orphan, *sight.gpus[1:])))
+    assert [one.uuid for one in shown] == ["GPU-h", "MIG-1", "MIG-2", "GPU-b", "GPU-x", "MIG-0"]
 
 
 def test_a_host_without_a_gpu_is_no_failure(gpu):

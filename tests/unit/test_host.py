@@ -24,9 +24,9 @@ class Tree:
         (self.root / path).write_text(f"{content}\n")
 
     def ticks(self, busy, idle):
-        """Each of four processors was busy and idle for so many ticks."""
-        row = f"{busy} 0 0 {idle} 0 0 0 0 0 0"
-        self.put("proc/stat", "\n".join(["cpu  9 9 9 9 9 9 9 9 9 9", *(f"cpu{i} {row}" for i in range(4)), "intr 5"]))
+        """Processors 0 and 1 were busy and idle for so many ticks, 2 and 3 never idle."""
+        rows = [f"cpu{i} {busy} 0 0 {idle if i < 2 else 0} 0 0 0 0 0 0" for i in range(4)]
+        self.put("proc/stat", "\n".join(["cpu  9 9 9 9 9 9 9 9 9 9", *rows, "intr 5"]))
 
     def v2(self, path, top="/"):
         self.put("proc/self/cgroup", f"0::{path}")
@@ -76,6 +76,18 @@ def test_the_tightest_of_all_groups_above_counts(tree):
     assert (values[Value.CPUS], values[Value.OOM_KILLS]) == (1.5, 3)
 
 
+def test_our_own_group_may_be_the_tightest(tree):
+    tree.v2("/a.slice/b.service")
+    tree.put("sys/fs/cgroup/a.slice/memory.max", 10 * GIB)
+    tree.put("sys/fs/cgroup/a.slice/memory.current", 9 * GIB)
+    tree.put("sys/fs/cgroup/a.slice/b.service/memory.max", 7 * GIB)
+    tree.put("sys/fs/cgroup/a.slice/b.service/memory.high", 5 * GIB)
+    tree.put("sys/fs/cgroup/a.slice/b.service/memory.current", 3 * GIB)
+    assert memory(tree.sample()) == (5, 1)
+    tree.put("proc/meminfo", "")
+    assert memory(tree.sample()) == (5, 1)
+
+
 def test_version_1_tells_the_same(tree):
     tree.v1("/jobs/one")
     tree.put("sys/fs/cgroup/memory/memory.limit_in_bytes", 9223372036854771712)  # none
@@ -97,6 +109,7 @@ def test_a_container_sees_its_own_group_at_the_mount(tree, top):
     tree.v1("/docker/abc", top)
     tree.put("sys/fs/cgroup/memory/memory.limit_in_bytes", 2 * GIB)
     tree.put("sys/fs/cgroup/memory/memory.usage_in_bytes", GIB)
+    tree.put("sys/fs/cgroup/memory.limit_in_bytes", 1)  # nobody's
     assert memory(tree.sample()) == (2, 1)
 
 
@@ -133,7 +146,7 @@ def test_a_group_that_uses_its_quota_up_is_busy_on_an_idle_machine(tree):
     tree.v2("/a")
     tree.put("sys/fs/cgroup/a/cpu.max", "50000 100000")
     tree.put("sys/fs/cgroup/a/cpu.stat", "usage_usec 1000000")
-    host = Host(tree.root, {0, 1, 2, 3})
+    host = Host(tree.root, {0, 1})
     host.sample(10.0)
     tree.ticks(1, 99)
     tree.put("sys/fs/cgroup/a/cpu.stat", "usage_usec 1450000")

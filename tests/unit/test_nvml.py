@@ -183,6 +183,15 @@ def test_a_fence_stays_while_the_gpu_stays_lost(two, watch):
         assert len(view.fenced) == (minute == 0)
 
 
+def test_a_lost_gpu_that_fails_in_another_way_to_who_initializes_anew_stays_fenced(two, watch):
+    watch.look(0.0)
+    two.fails(0, "*", LOST)
+    watch.look(1.0)
+    two.fails(0, "*", UNKNOWN)
+    view = watch.look(AGAIN_S + 1)
+    assert (view.back, by_uuid(view)["GPU-a"].status) == ((), GpuStatus.LOST)
+
+
 def test_a_gpu_that_was_lost_before_this_process_began_is_fenced_by_its_page(two, source):
     two.fails(0, "*", LOST)
     view = Watch([source], [Device("GPU-a", "old"), Device("GPU-b")]).look(0.0)
@@ -196,8 +205,9 @@ def test_a_library_that_forgot_is_initialized_again_in_the_same_look(two, watch)
     assert (view.state, len(view.news), view.broken) == (Telemetry.WATCHING, 2, "")
 
 
-def test_a_library_that_forgets_at_every_call_is_given_to_another_process(two, watch):
-    two.fails("*", "nvmlDeviceGetCount_v2", ANEW)
+@pytest.mark.parametrize(("device", "function"), [("*", "nvmlDeviceGetCount_v2"), (0, "nvmlDeviceGetFanSpeed")])
+def test_a_library_that_forgets_at_every_call_is_given_to_another_process(two, watch, device, function):
+    two.fails(device, function, ANEW)
     views = [watch.look(float(second)) for second in range(3)]
     assert {view.state for view in views} == {Telemetry.TROUBLED}
     assert [bool(view.broken) for view in views] == [False, False, True]

@@ -99,11 +99,11 @@ def _print(document: Mapping[str, Any], sight: Sight) -> None:
         click.echo()
         print_table(
             ["gpu", "name", "busy", "memory", "power", "heat", "clock", "tasks", "state", "uuid"],
-            [_row(one, obstacles[one.uuid]) for one in _ordered(sight)],
+            [_row(one, obstacles[one.uuid]) for one in ordered(sight)],
         )
 
 
-def _ordered(sight: Sight) -> list[Gpu]:
+def ordered(sight: Sight) -> list[Gpu]:
     """Return each GPU with its slices below it, and last those whose GPU is not known any more."""
     wholes = [one for one in sight.gpus if one.parent is None]
     rows = [one for whole in wholes for one in (whole, *(each for each in sight.gpus if each.parent == whole.uuid))]

@@ -63,7 +63,6 @@ class Nvml:
         except ImportError as error:
             raise Absent(f"pynvml cannot be imported: {error}") from error
         self._nvml = pynvml
-        self._known.clear()
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
