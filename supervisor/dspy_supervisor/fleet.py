@@ -68,14 +68,14 @@ class Fleet:
         visible, variable = inherited(self._environ, found)
         mine, note = universe(found, visible)
         self.ledger.adopt(mine)
+        for device in self.ledger.devices:
+            change.lost += self._judge(device, now)
         self._see(sight.state, now, found, mine, f"{variable}={visible}")
         if note and note != self._note:
             log.warning("gpus_left_out", variable=variable, value=visible, reason=note)
         self._note = note
         change.obstacle = self.obstacle != before[0]
         change.devices = [device.uuid for device in self.ledger.devices] != before[1]
-        for device in self.ledger.devices:
-            change.lost += self._judge(device, now)
         self._find_users(set(workers))
         return change
 
@@ -156,6 +156,10 @@ class Fleet:
             self.waiting = why or "no GPU was read yet"
         elif not mine:
             self.obstacle = f"none of the {len(found)} GPUs is ours to use ({wish})"
+        elif len(fenced := self.ledger.fenced) == len(self.ledger.devices):
+            self.obstacle = "all GPUs are out of use: " + "; ".join(f"{uuid}: {why}" for uuid, why in fenced.items())
+        elif all(now - one.at > STALE_S for one in self._gpus.values()):
+            self.obstacle = f"GPU telemetry has been silent for more than {STALE_S:.0f} s"
 
     def _judge(self, device: Device, now: float) -> list[str]:
         """Fence a device or give it back, by what telemetry says; return its UUID where what runs there is lost."""

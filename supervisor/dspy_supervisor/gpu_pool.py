@@ -194,12 +194,14 @@ class GpuPool(Pool):
         free = {device.uuid: self._free(device.uuid, now) for device in ledger.devices}
         devices = ledger.place(need, free, closed)
         if devices is not None:
-            self._why[file] = "a worker with its GPUs is being started"
-            self._book(file, devices, need, idle)
+            booked = self._book(file, devices, need, idle)
+            self._why[file] = (
+                "a worker with its GPUs is being started" if booked else "no worker is free to be replaced"
+            )
         elif (roomy := ledger.place(need, None, closed)) is not None:
             short = min(roomy, key=lambda uuid: free[uuid])
             self._why[file] = self.fleet.why_full(short, need, free[short], now)
-            self._evict(short, idle)
+            self._evict(short, idle, need.memory_bytes - free[short])
             if not asked.declared and not any(ledger.holders(uuid) for uuid in roomy):
                 self.learned.fade(asked.kind, need.memory_bytes, now)
         else:
@@ -211,8 +213,8 @@ class GpuPool(Pool):
             closed.update(ledger.soonest(need))
         return None
 
-    def _book(self, file: str, devices: tuple[str, ...], need: Need, idle: list[Worker]) -> None:
-        """Give devices to a task before it has a worker, and start one that sees them."""
+    def _book(self, file: str, devices: tuple[str, ...], need: Need, idle: list[Worker]) -> bool:
+        """Give devices to a task before it has a worker, and start one that sees them; False where there is no place."""
         booked = set(self._booked.values())
         coming = [w for w in self.workers if not (w.ready or w.ending or w.doom) and w in self._seats]
         if not any(self._seats[worker].devices == devices for worker in coming) or devices in booked:
@@ -220,11 +222,12 @@ class GpuPool(Pool):
             spare = [worker for worker in idle if self._seats[worker].devices not in booked]
             if len(staying) >= self.size:
                 if not spare:
-                    return  # all of them work, or are about to: one that ends is replaced by what is needed then
+                    return False  # all of them work, or are about to: one that ends its task can be replaced then
                 self._let_go(min(spare, key=lambda worker: worker.started))
         self.fleet.ledger.take(file, devices, need)
         self._booked[file] = devices
         self.adjust()
+        return True
 
     def _drop_bookings(self) -> None:
         """Take back what was booked for tasks that are gone, or whose worker will not come."""
@@ -233,11 +236,11 @@ class GpuPool(Pool):
             if file not in self._backlog or not any(self._seats[worker].devices == devices for worker in able):
                 self._forget(file)
 
-    def _evict(self, uuid: str, idle: list[Worker]) -> None:
-        """Replace an idle worker that holds memory of a GPU which a task needs; one at a time."""
+    def _evict(self, uuid: str, idle: list[Worker], missing: float) -> None:
+        """Replace an idle worker that holds memory of a GPU, where idle ones hold what is missing; one at a time."""
         holding = [w for w in idle if uuid in self._seats[w].devices and self._held(w, uuid) > 0]
         leaving = any(w.ending and uuid in self._seats[w].devices for w in self.workers if w in self._seats)
-        if holding and not leaving:
+        if not leaving and 0 < missing <= sum(self._held(worker, uuid) for worker in holding):
             worker = max(holding, key=lambda worker: self._held(worker, uuid))
             log.info("worker_evicted", worker=worker.pid, gpu=uuid, memory=self._held(worker, uuid))
             self._let_go(worker)
@@ -270,10 +273,11 @@ class GpuPool(Pool):
         try:
             task = self._owner.queue.look(file)
         except (Unusable, OSError):
-            task = None
-        if task is None:
             self._backlog.discard(file)
-            self._owner.reconsider()  # whoever reads the folder finds out what it is now
+            self._owner.see(file)  # which finds out what it is now, and what is to be done
+            return None
+        if task is None:  # another supervisor was faster
+            self._backlog.discard(file)
             return None
         resources = task.fields.resources
         try:

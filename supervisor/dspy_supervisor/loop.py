@@ -93,7 +93,7 @@ class Supervisor:
         self.guard_process = Guard(self.presence.node)
         self.pause = Pause(self.layout)
         self.compat = self._new_compat()
-        self.feeder = Feeder(self.reactor, self.pools, self.backlogs, self.carriers, see=self._see, show=self.show)
+        self.feeder = Feeder(self.reactor, self.pools, self.backlogs, self.carriers, see=self.see, show=self.show)
         self.intake = Intake(
             self.queue,
             self.page,
@@ -242,7 +242,8 @@ class Supervisor:
             pool.limit and not (self.backlogs[name] or pool.paused or pool.failed) for name, pool in self.pools.items()
         )
 
-    def _see(self, file: str) -> None:
+    def see(self, file: str) -> None:
+        """Look at a name of pending/ again."""
         self.intake.see(file)
 
     def why_held(self, task: Claim) -> str:

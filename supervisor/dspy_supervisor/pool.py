@@ -64,6 +64,9 @@ class Owner(Protocol):
     def hold(self, pool: Pool, file: str, why: str) -> None:
         """Set a waiting task aside, with its reason, until something changes."""
 
+    def see(self, file: str) -> None:
+        """Look at a name of pending/ again."""
+
     def reconsider(self) -> None:
         """Look again at all that could not run."""
 

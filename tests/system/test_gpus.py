@@ -125,6 +125,20 @@ def test_tasks_share_a_gpu_by_halves_and_a_whole_one_has_no_other(gpus: Gpus, te
     gpus.check(drained=True)
 
 
+def test_a_command_sees_its_gpus_and_its_budget_and_can_run_out_of_it(gpus: Gpus, tell: Tell) -> None:
+    tell(gpu(A), gpu(B))
+    one = gpus.begin(1, settings={"kinds": "command"})
+    look = ["sh", "-c", 'echo "__DSPY_RESULT__:[\\"$CUDA_VISIBLE_DEVICES\\",$DSPY_GPU_MEMORY_LIMIT]"']
+    more: dict[str, Any] = {"class": "gpu", "kind": "command"}
+    gpus.drop("look", {"argv": look}, **more, resources={"gpus": 1, "gpu_memory": "3G"})
+    assert gpus.record("look")["runner_result"] == [A, 3 * GIB]
+    runs_out = "[ $DSPY_TASK_ATTEMPT = 1 ] || { echo 'CUDA error: out of memory' >&2; exit 1; }"
+    gpus.drop("short", {"argv": ["sh", "-c", runs_out]}, **more, resources={"gpu_memory": "4G"})
+    assert gpus.record("short")["history"][0]["cause"] == "out_of_memory"
+    assert klass(one, "gpu")["gpu_memory_learned"] == {"command 4096 MiB": 6 * GIB}
+    gpus.check(drained=True)
+
+
 def test_memory_that_others_use_is_waited_for(gpus: Gpus, tell: Tell) -> None:
     tell(gpu(A, free=4.0))
     one = gpus.begin(2)
@@ -180,9 +194,10 @@ def test_out_of_memory_raises_the_need_of_its_kind_and_has_a_budget_of_its_own(g
 def test_a_worker_whose_cuda_is_broken_is_replaced(gpus: Gpus, tell: Tell) -> None:
     tell(gpu(A))
     one = gpus.begin(1)
+    before = gpus.result(gpus.ask("before"))["pid"]
     gpus.ask("breaks", {"breaks": 1})
     mended = gpus.result("breaks")
-    assert mended["attempt"] == 1
+    assert mended["attempt"] == 1 and mended["pid"] != before
     assert gpus.result(gpus.ask("after"))["pid"] == mended["pid"]
     assert not events(one, "worker_died", "backing_off")
     gpus.check(drained=True)
@@ -396,6 +411,36 @@ def test_a_gpu_that_the_driver_loses_loses_its_tasks_to_another(gpus: Gpus, nvml
     gates[victim].wait()
     gates[victim].open()
     assert devices(gpus.result(victim)) == [B]
+    gpus.check(drained=True)
+
+
+def test_idle_workers_that_keep_memory_are_replaced_where_that_helps(gpus: Gpus, tell: Tell) -> None:
+    tell(gpu(A))
+    one = gpus.begin(2)
+    gates = [gpus.wait_in(name, gpu_memory="9G") for name in ("first", "second")]
+    for gate in gates:
+        gate.wait()
+    for gate in gates:
+        gate.open()
+    keepers = [gpus.result(name)["pid"] for name in ("first", "second")]
+
+    def keep(free: float) -> None:
+        """Let both keep what they loaded for the next of their kind."""
+        alive = {child.pid for child in one.children()}
+        tell(gpu(A, free=free, processes=[[pid, 9.0] for pid in keepers if pid in alive]))
+        until(lambda: klass(one, "gpu")["gpus"][0]["free"] == int(free * GIB), "it is seen")
+
+    keep(1.5)
+    gpus.ask("huge", gpu_memory="21G")
+    until_it_waits(one, "huge", "1.5 GiB are free")
+    assert not events(one, "worker_evicted")  # it would not do
+    assert gpus.result(gpus.ask("fits", gpu_memory="10G"))["pid"] in keepers  # with what it has it is enough
+    keep(5.0)
+    gpus.ask("large", gpu_memory="20G")
+    until(lambda: len({child.pid for child in one.children()} & set(keepers)) == 1, "one of them is replaced")
+    keep(14.0)
+    assert gpus.result("large")["pid"] in keepers
+    gpus.result("huge")
     gpus.check(drained=True)
 
 

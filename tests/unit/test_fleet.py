@@ -143,6 +143,19 @@ def test_free_memory_is_what_the_driver_says_and_nothing_when_it_has_not_for_lon
     assert [fact["free"] for fact in one.facts()] == [20 * GIB, None]
 
 
+def test_when_none_is_left_or_nobody_looks_tasks_are_held_and_not_only_passed_over(page):
+    write(page, 0, **memory(20))
+    one = fleet(page)
+    one.look(NOW + STALE_S - 1, [])
+    assert not one.obstacle
+    assert one.look(NOW + STALE_S + 1, []).obstacle and "silent for more than 60 s" in one.obstacle
+    write(page, 0, at=NOW + STALE_S + 2, status=GpuStatus.LOST, **memory(20))
+    one.look(NOW + STALE_S + 2, [])
+    assert "all GPUs are out of use: GPU-0: lost" in one.obstacle
+    write(page, 0, at=NOW + STALE_S + 3, **memory(20))
+    assert one.look(NOW + STALE_S + 3, []).obstacle and not one.obstacle
+
+
 def test_a_new_limit_counts_from_the_next_look(page):
     write(page, 0, **memory(20))
     one = fleet(page, limit=8 * GIB)
