@@ -23,8 +23,7 @@ def start(supervisor, nvml_script, tmp_path):
         for place in (0, 1):
             nvml_script.gpu(place, uuid=f"GPU-{place}", **RTX_4090)
         settings = {"enable_gpu": "true", "telemetry_interval_s": 0.1, "policy": "fixed"}
-        handlers = {"cpu_short": "echo", "gpu": "echo"}
-        one = supervisor(handlers=handlers, settings=settings, environ=nvml_script.environ)
+        one = supervisor(settings=settings, environ=nvml_script.environ)
         pages.append(Page.attach(one.socket.with_suffix(".page")))
         until(lambda: telemetry(one).get("gpus") == 2, "both GPUs, on the page and in `status`")
         return one, pages[0]
@@ -86,7 +85,4 @@ def test_a_driver_updated_under_us_means_reboot_needed_and_the_rest_goes_on(star
     until(lambda: telemetry(one).get("telemetry") == "reboot_needed" and telemetry(one)["pid"], "its verdict")
     assert "reboot needed" in telemetry(one)["why"]
     assert read(page).state == Telemetry.REBOOT_NEEDED
-    with Queue(one.queue) as queue:
-        task = queue.submit({"n": 1}, task_class="gpu")
-    until(lambda: "reboot needed" in one.ask("explain", id=task)["explanation"], "it is held, and says why")
     assert runs_a_task(one)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _FIRST_S = 1.0  # after a submission, a cancel, a job that just ended
 _GROWTH = 1.5
 _DUE_S = 5.0
-_SHARE = 20.0  # a call that took so long is not made more often than so many times its length
+_SHARE = 5.0  # a call that took so long is not made more often than so many times its length
 _BACKOFF_S, _LONGEST_BACKOFF_S = 2.0, 300.0
 
 

@@ -112,7 +112,7 @@ class Job:
     submission: Submission
     elements: dict[int, Element] = field(default_factory=dict)
     calling: bool = False  #: sbatch is at work
-    quiet_at: float = 0.0  #: since when no request of ours has been on its way
+    quiet_at: float = 0.0  #: when the last request of ours ended
     absences: int = 0  #: successful listings without it, while its id is not known
     first_absent: float | None = None
     asked: bool = False  #: the accounting was asked for its name, and knows it not
@@ -128,10 +128,10 @@ class Job:
         """Keep its id."""
         self.submission = replace(self.submission, job_id=job_id, cluster=cluster or self.submission.cluster)
 
-    def miss(self, listed_at: float, reply_s: float) -> None:
+    def miss(self, listed_at: float) -> None:
         """Take a listing, begun at ``listed_at``, that did not have it."""
-        if listed_at < self.quiet_at + reply_s:
-            return  # a request of ours may still take effect
+        if listed_at < self.quiet_at:
+            return
         self.absences += 1
         if self.first_absent is None:
             self.first_absent = listed_at

@@ -246,9 +246,11 @@ class Lost:
     """What is known of a submission whose answer was lost."""
 
     ids: tuple[str, ...]  #: jobs of its name that any source knows
-    absences: int  #: listings without it that succeeded, since no request of ours can be on its way any more
+    absences: int  #: listings without it that succeeded, since the last request of ours ended
     absent_s: float  #: between the first and the last of them
-    apart_s: float  #: how far apart these must lie
+    apart_s: (
+        float  #: how far apart these must lie: a controller that hung takes requests that nobody waits for any more
+    )
     accounting: Accounting
     asked: bool  #: the accounting was asked for the name, and knows none
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from ...jobbook import JobBook, name_prefix
 from ...log import log
@@ -106,7 +107,7 @@ class Watch:
             elif job.is_open:
                 self._identify(job)
         self._ask_accounting()
-        if not self._waiting:
+        if not self._waiting and self._looking:
             self._through()
 
     def _failed(self, why: str) -> None:
@@ -148,18 +149,20 @@ class Watch:
         if job_id := self._started_id(job):
             self._adopt(job, job_id, "its own word")
             return
-        job.miss(self._began, self.cluster.reply_s)
+        job.miss(self._began)
         self._reconcile(job)
 
     def _reconcile(self, job: Job, ids: tuple[str, ...] = ()) -> None:
-        absent_s = self._began - job.first_absent if job.first_absent is not None else 0.0
-        lost = Lost(ids, job.absences, absent_s, self.cluster.reply_s, self.accounting, job.asked)
+        lost = Lost(ids, job.absences, self._absent_s(job), self.cluster.reply_s, self.accounting, job.asked)
         do = reconcile(lost)
         if do is Settle.ADOPT:
             self._adopt(job, ids[0], "sacct")
         elif do is Settle.AGAIN:
             log.warning("slurm_not_there", name=job.submission.name, next="its tasks are submitted again")
             self._again(job)
+
+    def _absent_s(self, job: Job) -> float:
+        return self._began - job.first_absent if job.first_absent is not None else 0.0
 
     def _started_id(self, job: Job) -> str:
         for index in job.elements:
@@ -204,7 +207,7 @@ class Watch:
         names = [
             job
             for job in self._roster.jobs.values()
-            if job.is_open and not job.asked and job.absences >= 2 and self.accounting is not Accounting.OFF
+            if job.is_open and not job.asked and self._absent_s(job) >= self.cluster.reply_s
         ]
         if names:
             since = min(job.submission.at for job in names) - _BY_NAME_BACK_S
@@ -244,10 +247,7 @@ class Watch:
 
     def _account_failed(self, program: str, why: str) -> None:
         if program == "sacct" and "accounting storage is disabled" in why:
-            self.cluster = ClusterConfig(
-                **{name: getattr(self.cluster, name) for name in self.cluster.__slots__ if name != "accounting"},
-                accounting=False,
-            )
+            self.cluster = replace(self.cluster, accounting=False)
         elif program == "sacct":
             if self._accounting_failed is None:
                 self._accounting_failed = time.monotonic()
