@@ -43,6 +43,6 @@ class Pace:
         return backoff * (0.75 + 0.5 * self.chance)
 
     def hasten(self) -> float:
-        """Return the time to the next look after something was begun: soon, unless the cluster does not answer."""
+        """Return the time to the next look after something was begun."""
         self.interval_s = _FIRST_S
-        return 0.0 if self.failures else min(_FIRST_S, self.longest_s)
+        return min(_FIRST_S, self.longest_s)
