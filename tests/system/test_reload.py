@@ -53,9 +53,10 @@ def test_what_is_live_is_in_force_and_what_is_not_is_named(rig: Rig, write: Writ
     assert "before" not in actions.read_text()
 
 
-def test_a_limit_by_hand_ends_with_a_reload(rig: Rig, write: Write) -> None:
+@pytest.mark.parametrize("program", ["dspy_supervisor", "tests.system.crew"], ids=["fixed", "steered"])
+def test_a_limit_by_hand_ends_with_a_reload(rig: Rig, write: Write, program: str) -> None:
     write()
-    one = start(rig)
+    one = start(rig, program=program)
     one.signal(signal.SIGTTOU)
     until(lambda: limit(one) == 2, "it is lowered")
     one.ask("reload")
