@@ -139,7 +139,7 @@ def _variables(assignment: Assignment) -> dict[str, str]:
         name, equals, value = pair.partition(b"=")
         if equals:
             found.setdefault(name.decode(), value.decode())
-    return found
+    return {**assignment.settings.get("environment", {}), **found}
 
 
 def _handle(assignment: Assignment) -> int:

@@ -127,6 +127,15 @@ def test_a_handlers_result_comes_back_with_who_ran_it_where(desk):
     assert b"doubling a1" in (desk.folder / "out").read_bytes()
 
 
+@pytest.mark.parametrize("program", [(), ("sh", "-c", 'echo "$TOKEN $TASK_ID" > said')])
+def test_the_variables_of_its_class_are_the_jobs_and_never_hide_what_the_task_is(desk, program):
+    own = {"environment": {"TOKEN": "a b", "TASK_ID": "forged"}, "command_env": ["TOKEN", "TASK_ID"]}
+    said = ["sh", "-c", f'echo "$TOKEN $TASK_ID" > {desk.path}/said']
+    desk.put("command", {"argv": said}, settings=own)
+    assert desk.run(*program) == 0
+    assert (desk.path / "said").read_text() == "a b a1\n"
+
+
 def test_a_second_copy_of_the_job_ends_at_once_and_changes_nothing(desk):
     desk.put("tasks_here:double", {"n": 1})
     assert desk.run(job="132") == 0
