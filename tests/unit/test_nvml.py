@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from dspy_fastpath.counters import GpuStatus, GpuValue, Telemetry
+from dspy_supervisor.services import nvml as nvml_module
 from dspy_supervisor.services.nvml import Nvml
 from dspy_supervisor.services.source import Absent, Broken, Device, Mismatch
 from dspy_supervisor.services.watch import AGAIN_S, Watch
@@ -299,6 +300,19 @@ def test_slices_come_and_go_with_mig(nvml, watch):
     view = watch.look(2.0)
     assert [device.uuid for device in view.fenced] == ["MIG-1", "MIG-2"]
     assert by_uuid(view)["GPU-h"].values[GpuValue.UTILIZATION] == 0.37
+
+
+def test_slices_that_are_cut_anew_for_ever_are_forgotten_and_live_ones_never(nvml, watch, monkeypatch):
+    monkeypatch.setattr(nvml_module, "_MOST_WORKED", 0)
+    nvml.gpu(0, uuid="GPU-h", **H100 | {"mig": 1}).gpu(1, uuid="MIG-live", parent=0, total=GIB)
+    for number in range(100):
+        nvml.gpu(2, uuid=f"MIG-{number}", parent=0, total=GIB)
+        view = watch.look(float(number))
+        assert len(view.devices) <= 64
+        assert {"GPU-h", "MIG-live", f"MIG-{number}"} <= by_uuid(view).keys()
+        assert len(view.fenced) == (number > 0)
+    nvml.fails(1, "nvmlDeviceGetMemoryInfo_v2", UNKNOWN)
+    assert [bool(watch.look(100.0 + second).broken) for second in range(3)] == [False, False, True]
 
 
 def test_an_hour_of_looks_is_as_the_script_says(two, watch):

@@ -158,9 +158,10 @@ def test_slices_cut_anew_for_ever_find_a_place_and_nothing_else_loses_its_own(pa
         gone = tuple(Device(each.uuid, parent="GPU-a", status=GpuStatus.LOST) for each in old)
         view = View(Telemetry.WATCHING, "", (whole, alive, *gone, new), (whole, alive, *gone, new))
         board.write(view, 0, float(number))
-        old = (*gone[-5:], new)
+        old = (*gone[-5:], new)  # the rest is forgotten, and its places are the first to go
         found = {gpu.uuid: gpu for gpu in read(page).gpus}
         assert (found["GPU-a"].place, found["MIG-live"].place, found[new.uuid].parent) == (0, 1, "GPU-a")
+        assert {each.uuid for each in gone} <= found.keys()
 
 
 def test_who_initializes_says_that_it_lives(ends):

@@ -75,8 +75,11 @@ def _from_supervisor(config: Config) -> tuple[Sight, Mapping[str, Any]] | None:
         services = ask(socket, {"do": "status"}).get("services", {})
     except NotRunning:
         return None
-    with Page.attach(socket.with_suffix(".page")) as page:
-        sight = read(page)
+    try:
+        with Page.attach(socket.with_suffix(".page")) as page:
+            sight = read(page)
+    except ValueError as error:  # of another version of this program
+        raise ServiceUnavailable(str(error)) from error
     if "telemetry" not in services or sight.state == Telemetry.UNWATCHED:
         return None
     return sight, services["telemetry"]

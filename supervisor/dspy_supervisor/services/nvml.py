@@ -32,6 +32,7 @@ _ABSENT = {
 #: inforom, no data, no ECC in a virtual GPU, frequency, argument version, deprecated, not ready
 _NOT_TOLD = frozenset({2, 3, 4, 6, 7, 13, 14, 21, 22, 24, 25, 26, 27})
 _GONE = frozenset({2, 6, 28})  # of a handle: the list changed between its count and this look
+_MOST_WORKED = 10_000
 _NONE = frozenset({0xFFFFFFFF, 0xFFFFFFFF / 1000, 0xFFFFFFFFFFFFFFFF})  # also as thousandths
 
 
@@ -104,6 +105,9 @@ class Nvml:
             found.append(device)
             if handle is not None and device.values.get(Value.MIG) == 1:
                 found += self._slices(handle, device)
+        if len(self._worked) > _MOST_WORKED:  # slices can be cut anew for ever
+            there = {device.uuid for device in found}
+            self._worked = {(uuid, name) for uuid, name in self._worked if uuid in there}
         return found
 
     def _whole(self, index: int) -> tuple[Any, Device | None]:

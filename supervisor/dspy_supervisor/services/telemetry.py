@@ -111,7 +111,8 @@ class Board:
             return place
         free = set(range(GPUS)) - set(self._places.values())
         if not free:  # slices that were cut anew again and again: those that are gone for good make room
-            gone = [each.uuid for each in devices if each.status == GpuStatus.LOST and each.uuid in self._places]
+            kept = {each.uuid: each.status != GpuStatus.LOST for each in devices}
+            gone = sorted((uuid for uuid in self._places if not kept.get(uuid)), key=lambda uuid: uuid in kept)
             if not gone:
                 return None
             free = {self._places.pop(gone[0])}

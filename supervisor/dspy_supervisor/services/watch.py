@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from dspy_fastpath.counters import GpuStatus, Telemetry
 
+from ..gpu import GPUS
 from .source import Absent, Anew, Broken, Device, Mismatch, Source
 
 AGAIN_S = 60.0  #: until a library without a GPU, or one with a fenced GPU, is opened anew
@@ -19,7 +20,7 @@ _FENCED = (GpuStatus.LOST, GpuStatus.NEEDS_RESET)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All GPUs after one look. A UUID that was seen once stays, as lost where it is no longer listed."""
+    """All GPUs after one look. A UUID that was seen once stays a while, as lost where it is no longer listed."""
 
     state: Telemetry
     why: str  #: words for a state that keeps work away; "" where nothing does
@@ -128,6 +129,7 @@ class Watch:
                 if uuid not in listed and uuid not in fenced_before
             ]
         self._devices |= {device.uuid: device for device in news}
+        self._forget(set(listed))
         struck = [library for library in self._libraries if library.strikes >= STRIKES]
         return View(
             state,
@@ -160,6 +162,14 @@ class Watch:
             for uuid, device in self._devices.items()
             if device.status in _FENCED
         )
+
+    def _forget(self, listed: set[str]) -> None:
+        """Forget the oldest of what is gone where there is too much: slices can be cut anew for ever."""
+        gone = [
+            uuid for uuid, device in self._devices.items() if uuid not in listed and device.status == GpuStatus.LOST
+        ]
+        for uuid in gone[: max(0, len(self._devices) - GPUS)]:
+            del self._devices[uuid]
 
     def _verdict(self) -> tuple[Telemetry, str]:
         """Return the state of all: work stays away where one library says so, else one with a GPU is enough."""
