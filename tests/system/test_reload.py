@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..conftest import Supervised, until
+from ..conftest import Supervised, clean_environ, until
 from .conftest import Rig, events
 
 Write = Callable[..., None]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -26,6 +29,17 @@ def write(tmp_path: Path) -> Write:
         (tmp_path / "x.toml").write_text("\n".join(lines) + "\n")
 
     return write
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """A function that runs a command."""
+
+    def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dspy_supervisor", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=clean_environ(tmp_path))
+
+    return cli
 
 
 def start(rig: Rig, *options: str, workers: int = 3, **more: Any) -> Supervised:
@@ -84,3 +98,18 @@ def test_a_bad_configuration_is_refused_whole(rig: Rig, write: Write) -> None:
     assert "limit_max" in refused["error"] and "no less than limit_min=3" in refused["error"]
     write(total_limit=5)
     assert one.ask("reload") | {"ok": True} == {"applied": [], "needs_restart": [], "ok": True}
+
+
+def test_a_reload_may_be_asked_for_by_a_command_that_says_what_it_did(rig: Rig, write: Write, cli: Cli) -> None:
+    write()
+    one = start(rig)
+    write(total_limit=6, max_depth=90)
+    where = ("--queue-dir", one.queue, "--runtime-dir", one.runtime)
+    assert cli("config", "reload", *where).stdout == "applied: total_limit\nnot applied before a restart: max_depth\n"
+    assert json.loads(cli("config", "reload", "--json", *where).stdout)["applied"] == []
+    write(total_limit=-1)
+    refused = cli("config", "reload", *where)
+    assert refused.returncode == 78
+    assert "total_limit=-1: expected a whole number" in refused.stderr
+    one.stop()
+    assert cli("config", "reload", *where).returncode == 3

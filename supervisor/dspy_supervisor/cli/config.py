@@ -14,9 +14,11 @@ from ..config import MODES, Loaded, flat
 from ..config_class import CLASS_SETTINGS, class_defaults
 from ..config_sources import HIDDEN, nearest
 from ..config_table import SETTINGS, row, variable
+from ..control_client import ask
 from ..setting import Setting
-from .options import with_whole_config
+from .options import with_config, with_whole_config
 from .output import json_option, print_json, print_table
+from .service import supervisor_socket
 
 
 @click.group()
@@ -68,6 +70,21 @@ def check(loaded: Loaded, imports: bool, as_json: bool) -> None:
             click.echo(f"{name} is no setting and changes nothing; is {near} meant?")
         read = ", ".join(map(str, loaded.files)) or "no file"
         click.echo(f"the configuration is good ({read}; mode {loaded.config.mode}; {len(handlers)} handlers imported)")
+
+
+@config.command()
+@json_option
+@with_config
+def reload(loaded: Loaded, as_json: bool) -> None:
+    """Let the running supervisor read its settings anew, as HUP does; say what it applied, and what needs a restart."""
+    answer = ask(supervisor_socket(loaded.config), {"do": "reload"})
+    applied, restart = answer["applied"], answer["needs_restart"]
+    if as_json:
+        print_json({"applied": applied, "needs_restart": restart})
+        return
+    click.echo(f"applied: {', '.join(applied) or 'nothing, since nothing that can be applied has changed'}")
+    if restart:
+        click.echo(f"not applied before a restart: {', '.join(restart)}")
 
 
 @config.command()
