@@ -19,6 +19,7 @@ MAX_REFUSED = 10  #: submissions in a row that Slurm refused
 MAX_DEATHS = 3  #: allocations in a row that failed soon after their start
 SOON_S = 60.0  #: an allocation that ran for longer works
 SETTLE_S = 30.0  #: from the start of an allocation until what waits tells whether it was enough
+STALE_S = 10.0  #: what waits is counted so often: right after an allocation ended, its last tasks may still be in the count
 LOST_S = 180.0  #: a submission that no listing shows for so long is not there
 QUEUED = 4  #: allocations that may be queued at once
 KEEP = ".keep"  #: ends the name of one that is kept although nothing waits
@@ -45,6 +46,7 @@ class Ledger:
     refused: int = 0  #: submissions in a row
     deaths: int = 0  #: soon after their start, in a row
     not_before: float = 0.0
+    stale_until: float = 0.0
     unneeded_since: float | None = None
     trouble: str = ""  #: the last failure, in words
     stopped: str = ""  #: why nothing more is submitted, until the configuration is read anew
@@ -98,7 +100,7 @@ def decide(now: float, bounds: Bounds, jobs: Sequence[JobRow], pending: int, led
     kept = sum(job.name.endswith(KEEP) for job in alive) + sum(name.endswith(KEEP) for name in ledger.submitted)
     keep = max(0, min(bounds.least - kept, bounds.most - total))
     floating_room = min(bounds.most - total - keep, QUEUED - waiting - keep)
-    more = max(0, min(useful - waiting - young - keep, floating_room))
+    more = max(0, min(useful - waiting - young - keep, floating_room)) if now >= ledger.stale_until else 0
     why = f"{pending} tasks wait; {len(alive) - len(queued)} allocations run, {waiting} are queued"
     if (keep or more) and now < ledger.not_before:
         wait_s = ledger.not_before - now
@@ -141,6 +143,8 @@ def _take_in(now: float, job: JobRow, ledger: Ledger) -> bool:
     if _is_alive(job):
         return False
     ledger.ended.add(job.name)
+    if job.name in ledger.running:
+        ledger.stale_until = now + STALE_S
     state = look_up(job.state).word
     ran_s = now - ledger.running.get(job.name, now)
     if state == "COMPLETED" or ran_s >= SOON_S:

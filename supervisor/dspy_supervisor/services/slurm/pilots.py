@@ -31,6 +31,7 @@ from .templates import fill, find
 CLASS = "gpu_slurm"
 DEFAULT_TIME_S = 3600  #: of an allocation where slurm_time is not set: without an end nothing can be planned
 _TERM_S = 120  # before its end, beside what the supervisor in it knows: for clusters that end jobs early
+DRAIN_S = 20.0  #: of a pilot at most: Slurm kills what still runs KillWait (30 s) after its SIGTERM
 _KEPT_OUTPUTS = 20
 _SETTINGS = (
     *("kinds", "kind_handlers", "call_allow", "command_env", "command_cwd", "max_task_bytes", "max_depth"),
@@ -157,7 +158,7 @@ def pilot_settings(config: Config, idle_s: float) -> str:
         "policy": "fixed",
         "compat_files": False,
         "idle_exit_s": idle_s,
-        "drain_s": min(config.drain_s, 60.0),
+        "drain_s": min(config.drain_s, DRAIN_S),
         **{name: getattr(config, name) for name in _SETTINGS},
     }
     lines = [line for name, value in top.items() for line in _line(name, value)]
