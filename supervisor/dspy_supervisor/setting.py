@@ -235,7 +235,9 @@ def variables() -> Kind:
         if isinstance(given, str) and "\n" in given:
             lines = (line.strip() for line in given.splitlines())
             given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-        return inner.read(given)
+        table = _table(given)
+        numbers = {name: str(value) for name, value in table.items() if type(value) in (int, float)}  # no bool
+        return inner.read({**table, **numbers})
 
     return Kind("variables as NAME=VALUE, on lines or with commas between them", read)
 

@@ -52,6 +52,28 @@ def test_a_secret_is_read_from_the_file_that_a_variable_a_flag_or_toml_names(get
     }  # which wins over the file of .env
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("environment = {THREADS = 4, SHARE = 0.5, NAME = 'a,b'}", {"THREADS": "4", "SHARE": "0.5", "NAME": "a,b"}),
+        ("environment = 'A=1, B=x y'", {"A": "1", "B": "x y"}),
+        ('environment = """\n# of two lines\nA=1,2\n\n B=3=4\n"""', {"A": "1,2", "B": "3=4"}),
+        ("environment = ''", {}),
+        ("environment = {A = true}", None),
+        ("environment = {'A B' = '1'}", None),
+        ("environment = ['A=1']", None),
+        ("environment = 'A'", None),
+    ],
+)
+def test_variables_are_written_as_a_table_with_commas_or_on_lines(get, tmp_path, written, read):
+    (tmp_path / "dspy-supervisor.toml").write_text(f"[class.gpu]\n{written}\n")
+    if read is None:
+        with pytest.raises(ConfigError, match=r"environment='\(secret\)': expected variables as NAME=VALUE"):
+            get()
+    else:
+        assert variables(get()) == read
+
+
 def test_a_secret_that_changed_is_read_anew_at_a_reload(monkeypatch, file, tmp_path):
     monkeypatch.setenv("DSPY_GPU_ENVIRONMENT_FILE", str(file))
     loaded = load({}, cwd=tmp_path)
