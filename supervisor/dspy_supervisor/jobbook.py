@@ -23,11 +23,13 @@ and gives its id to the next. The name is the key, and the file start.R.json is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import select
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ _NAME = re.compile(r"dspy\.[0-9a-f]{8}\.[0-9a-f]{32}")
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FEW = 8  # files that are synced one by one; more of them by one sync of the filesystem
 _LARGE = 1 << 30
+_TICK_MS = 500
 _STALE_S = 3600.0  # a submission that was not finished being written is nobody's after this
 
 
@@ -129,7 +132,14 @@ class JobBook:
 
     # -- submissions ------------------------------------------------------------------------------------------------------
 
-    def write(self, name: str, orders: Sequence[Order], intent: Mapping[str, Any], script: bytes) -> Submission:
+    def write(
+        self,
+        name: str,
+        orders: Sequence[Order],
+        intent: Mapping[str, Any],
+        script: bytes,
+        tick: Callable[[], object] = lambda: None,  # called now and then: a disk that is busy takes its time
+    ) -> Submission:
         """Put a submission on disk before anything is submitted; it is there as a whole, or not at all. Raises OSError."""
         at = time.time()
         temporary = self.path / f".{name}.tmp"
@@ -150,8 +160,11 @@ class JobBook:
                         self._link_output(below, order.file)
                         if each:
                             sync(below)
-                if durable:
-                    sync(folder) if each else sync_filesystem(folder)
+                    tick()
+                if each:
+                    sync(folder)
+                elif durable:
+                    _sync_all(folder, tick)
             with _opened(self.path) as root:
                 os.rename(temporary.name, name, src_dir_fd=root, dst_dir_fd=root)
                 if durable:
@@ -377,6 +390,32 @@ def _opened(path: str | os.PathLike[str], base: int | None = None) -> Iterator[i
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _sync_all(folder: int, tick: Callable[[], object]) -> None:
+    """Sync a filesystem, which may take many seconds, in a child, so that we can go on ticking meanwhile. Raises OSError."""
+    pid = os.fork()
+    if pid == 0:
+        code = errno.EIO
+        try:
+            sync_filesystem(folder)
+            code = 0
+        except OSError as error:
+            code = error.errno or errno.EIO
+        finally:
+            os._exit(code)
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        while not poll.poll(_TICK_MS):
+            tick()
+    finally:
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        code = code if code > 0 else errno.EIO
+        raise OSError(code, os.strerror(code))
 
 
 def _take(folder: int, restart: int, facts: Mapping[str, Any]) -> bool:

@@ -104,7 +104,7 @@ class Bridge:
         for descriptor in (self._link.fileno(), *self._hold.slurm.descriptors()):
             poll.register(descriptor, select.POLLIN)
         due = min(self._outbound.flush_at, now + _TURN_S, self._watch.next_at if self._is_busy else now + _TURN_S)
-        poll.poll(max(0.0, due - now) * 1000)
+        poll.poll(0 if self._outbound.is_due else max(0.0, due - now) * 1000)
 
     @property
     def _is_busy(self) -> bool:
@@ -120,6 +120,7 @@ class Bridge:
         self._inbound.turn(now)
         for file in self._adopter.turn(now):
             self._take_over(file)
+            self._hold.tick()
         self._attic.turn(now)
         if now >= self._state_at:
             self._show(now)
@@ -128,6 +129,7 @@ class Bridge:
         if message["op"] == "feed":
             for file in message["files"]:
                 self._outbound.claim(str(file))
+                self._hold.tick()
         elif message["op"] == "cancel":
             if not self._inbound.cancel(str(message["file"])):
                 self._outbound.drop(str(message["file"]))
@@ -201,6 +203,7 @@ class Bridge:
         for name in hold.dirty:
             if (job := hold.roster.jobs.get(name)) is not None:
                 hold.book.note_seen(name, job.seen())
+                hold.tick()
         hold.dirty.clear()
         hold.page.set_global(Global.SLURM_CALLS, sum(hold.slurm.calls.values()))
         hold.page.set_global(Global.SLURM_CALL_ERRORS, sum(hold.slurm.errors.values()))

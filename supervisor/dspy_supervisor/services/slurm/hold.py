@@ -44,6 +44,10 @@ class Hold:
         """How long a file that a job wrote may take to be seen here, in seconds."""
         return _NETWORK_WITNESS_S if self.layout.filesystem.network else _LOCAL_WITNESS_S
 
+    def tick(self) -> None:
+        """Show the supervisor that we live: in the midst of whatever takes long."""
+        self.post.link.alive()
+
     def close(self) -> None:
         """Give everything back; jobs go on."""
         self.slurm.kill_all()

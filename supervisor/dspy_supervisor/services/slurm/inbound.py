@@ -41,6 +41,7 @@ class Inbound:
         now, beats = time.monotonic(), 0
         end: list[str] = []
         for element in self._hold.roster.submitted():
+            self._hold.tick()
             if element.job is None or element.file in self._unsettled:
                 continue
             row = element.row

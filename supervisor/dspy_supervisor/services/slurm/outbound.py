@@ -46,6 +46,7 @@ class Outbound:
         self.flush_at = _NEVER  #: monotonic; when to make submissions of what came
         self._fresh: dict[str, Claim] = {}  # claimed, and not submitted
         self._gathering_since = 0.0
+        self._groups: list[list[Planned]] = []
         self._prepared: list[tuple[Prepared, Job]] = []
         self.submitting = 0  #: sbatch at work
 
@@ -83,14 +84,22 @@ class Outbound:
         elif self.flush_at == _NEVER:
             self.flush_at = now + delay_s
 
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to do in the next turn."""
+        return bool(self._groups)
+
     def drop(self, file: str) -> None:
         """Take a task out again that is not submitted yet."""
         self._fresh.pop(file, None)
+        self._groups = [left for group in self._groups if (left := [one for one in group if one.held.file != file])]
 
     def turn(self, now: float, *, may_flush: bool) -> None:
         """Submit what is due (``now``: monotonic)."""
         if may_flush and now >= self.flush_at:
             self._flush()
+        if self._groups:  # one a turn: a large one takes its time
+            self._prepare(self._groups.pop(0))
         while self._prepared and self.submitting < _SUBMITS:
             self._submit(*self._prepared.pop(0))
 
@@ -101,6 +110,10 @@ class Outbound:
                 self._hold.forget(element)
                 self._give_back(element.file)
         self._prepared.clear()
+        for group in self._groups:
+            for one in group:
+                self._give_back(one.held.file)
+        self._groups.clear()
         for file in list(self._fresh):
             self._give_back(file)
 
@@ -131,6 +144,7 @@ class Outbound:
         config = self._hold.config
         planned = []
         for held in fresh.values():
+            self._hold.tick()
             try:
                 planned.append(Planned(held, plan_job(config, config.classes[str(held.workload)], held)))
             except JobRefused as error:
@@ -138,8 +152,7 @@ class Outbound:
             except ConfigError as error:
                 self._hold.problem = str(error)
                 self._give_back(held.file)
-        for group in grouped(planned, self.max_array_size):
-            self._prepare(group)
+        self._groups += grouped(planned, self.max_array_size)
 
     def _prepare(self, group: list[Planned]) -> None:
         hold = self._hold
@@ -154,6 +167,7 @@ class Outbound:
                 settings=runner_settings(config, config.classes[str(group[0].held.workload)]),
                 render=lambda plan, facts: render(config, plan, facts),
                 task_files=task_files,
+                tick=hold.tick,
             )
         except JobRefused as error:
             for one in group:

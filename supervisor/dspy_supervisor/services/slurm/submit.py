@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def prepare(
     settings: Mapping[str, Any],
     render: Any,  # (plan, facts) -> the script
     task_files: Any,  # (plan, claim, facts, index) -> files beside task.json
+    tick: Callable[[], object] = lambda: None,
 ) -> Prepared:
     """Put a submission on disk, with all that its jobs need. Raises OSError, or what render raises."""
     plan, array = group[0].plan, len(group) > 1
@@ -73,7 +74,7 @@ def prepare(
     ]
     intent = {"owner": owner, "array": array, "template": plan.template, "options": plan.options}
     intent["class"] = str(group[0].held.workload)
-    submission = book.write(name, orders, intent, script)
+    submission = book.write(name, orders, intent, script, tick)
     return Prepared(submission, sbatch_argv(plan, facts, cwd), script, plan.environment)
 
 
