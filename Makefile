@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 PYTHONS ?= python3.11 python3.12 python3.13
 SOURCES = pyproject.toml setup.py $(wildcard fastpath/dspy_fastpath/*.p*)
 
-.PHONY: demo test lint wheels faults bench compare sanitize fuzz clean
+.PHONY: demo test lint wheels faults slurm-faults bench compare sanitize fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python docs/demo/demo.py
@@ -28,6 +28,10 @@ wheels: $(VENV)/.ready-dev
 
 faults: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.rigs.crash --all
+
+# Minutes on a real cluster: random faults, outages, accidents, and a training over nodes (that one needs torch too).
+slurm-faults: $(VENV)/.ready-dev
+	$(BIN)/python -m tests.rigs.slurm
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest bench --benchmark-only

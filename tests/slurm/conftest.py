@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ..conftest import Start
+from .bridge import Bridge
 from .dev_cluster import DevCluster, dev_cluster, missing
 from .faults import Faults
 
@@ -42,3 +44,12 @@ def cluster(session_cluster: DevCluster) -> DevCluster:
 def faults(tmp_path: Path) -> Faults:
     """Programs that wrap Slurm's and go wrong as they are told."""
     return Faults(tmp_path / "bin")
+
+
+@pytest.fixture
+def bridge(tmp_path: Path, supervisor: Start, cluster: DevCluster, faults: Faults) -> Iterator[Bridge]:
+    """A queue whose supervisors carry tasks to the cluster."""
+    made = Bridge(tmp_path, supervisor, cluster, faults)
+    yield made
+    for path in sorted(tmp_path.glob("supervisor.*.log")):
+        print(path.name, path.read_text(errors="replace")[-5000:], sep="\n")  # shown where the test failed

@@ -11,10 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from ..conftest import ROOT, until
 
 SCRIPT = ROOT / "deploy" / "slurm" / "dev-cluster"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch", "sacct")
+_PREFIX = "dspy-slurm-"
 OURS = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SALLOC_", "SINFO_")
 
 
@@ -36,6 +39,16 @@ class DevCluster:
         """This process's environment, towards this cluster and no other."""
         found = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         return found | {"SLURM_CONF": str(self.conf), "LC_ALL": "C.UTF-8"}
+
+    @property
+    def nodes(self) -> list[str]:
+        """The names of its nodes, those with GPUs last."""
+        return (self.folder / "etc" / "nodes").read_text().split()
+
+    @property
+    def has_memory_limits(self) -> bool:
+        """Whether a job can be OUT_OF_MEMORY here."""
+        return "task/cgroup" in self.conf.read_text()
 
     def do(self, *command: str) -> str:
         """Carry out a command of dev-cluster, as kill n2, and return what it printed."""
@@ -80,7 +93,11 @@ class DevCluster:
 @contextlib.contextmanager
 def dev_cluster(*options: str) -> Iterator[DevCluster]:
     """Bring a cluster up in a folder of its own, and take it down with all it left."""
-    folder = Path(tempfile.mkdtemp(prefix="dspy-slurm-", dir="/tmp"))  # short: sockets lie in it
+    for left in Path("/tmp").glob(f"{_PREFIX}*"):
+        if _is_orphan(left):
+            DevCluster(left).do("down", "--purge")
+    # Short, since sockets lie in it; and it names who ends it, so that the next one can where that was killed.
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir="/tmp"))
     cluster = DevCluster(folder)
     try:
         cluster.do("up", *options)
@@ -88,3 +105,11 @@ def dev_cluster(*options: str) -> Iterator[DevCluster]:
     finally:
         cluster.do("down", "--purge")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_orphan(folder: Path) -> bool:
+    """Whether a cluster of such a test run is left over: by us, and its process is gone."""
+    try:
+        return folder.stat().st_uid == os.geteuid() and not psutil.pid_exists(int(folder.name.split("-")[2]))
+    except (OSError, ValueError):
+        return False

@@ -24,10 +24,15 @@ from pathlib import Path
 
 COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo")
 
-# Plain, quick to start, and on its own: it runs with -S -E, in whatever environment the bridge gives it.
-_PROGRAM = """#!{python} -SE
+# A shell, quick to start: the bridge asks less often where a call takes long. Only planned faults cost more.
+_PROGRAM = """#!/bin/sh
+[ -s {folder}/plan ] && exec {python} -SE {folder}/fault.py {name} {real} "$@"
+echo "{name} $*" >> {folder}/calls
+exec {real} "$@"
+"""
+_FAULT = """
 import fcntl, os, subprocess, sys, time
-FOLDER, NAME, REAL = {folder!r}, {name!r}, {real!r}
+FOLDER, (NAME, REAL, *ARGUMENTS) = os.path.dirname(sys.argv[0]), sys.argv[1:]
 
 def told():
     with open(FOLDER + "/lock", "w") as lock:
@@ -41,7 +46,7 @@ def told():
                 plan.writelines(line + "\\n" for line in lines)
             os.rename(FOLDER + "/plan.new", FOLDER + "/plan")  # at once: it may be killed at any time
         with open(FOLDER + "/calls", "a") as calls:
-            calls.write(" ".join([NAME, *sys.argv[1:]]).replace("\\n", " ") + "\\n")
+            calls.write(" ".join([NAME, *ARGUMENTS]) + "\\n")
     _, fault, argument = ((mine or "* none").split() + ["0"])[:3]
     return fault, float(argument)
 
@@ -54,12 +59,12 @@ def hang():
 fault, number = told()
 if fault in ("none", "delay"):
     time.sleep(number)
-    os.execv(REAL, [REAL, *sys.argv[1:]])
+    os.execv(REAL, [REAL, *ARGUMENTS])
 if fault == "refuse":
     sys.exit(NAME + ": error: Unable to contact slurm controller (connect failure)")
 if fault == "hang":
     hang()
-ran = subprocess.run([REAL, *sys.argv[1:]], stdout=subprocess.PIPE)
+ran = subprocess.run([REAL, *ARGUMENTS], stdout=subprocess.PIPE)
 if fault == "late":
     hang()
 if fault == "lost":
@@ -79,6 +84,7 @@ class Faults:
         folder.mkdir()
         (folder / "plan").touch()
         (folder / "calls").touch()
+        (folder / "fault.py").write_text(_FAULT)
         for name in COMMANDS:
             real = shutil.which(name)
             assert real is not None

@@ -18,7 +18,7 @@ def test_jobs_run_on_nodes_with_names_and_gpus_of_their_own(cluster: DevCluster)
     job = cluster.submit("hostname; echo $CUDA_VISIBLE_DEVICES; exit 3", "--partition=gpu", "--gres=gpu:2")
     assert cluster.wait(job, "COMPLETED", "FAILED") == "FAILED"
     said = (cluster.folder / "log" / f"{job}_4294967294.job").read_text().splitlines()
-    assert said in (["n3", "0,1"], ["n4", "0,1"])
+    assert said in ([[cluster.nodes[2], "0,1"], [cluster.nodes[3], "0,1"]])
     until(lambda: cluster.accounted(job) == [[job, "FAILED", "3:0"]], "sacct knows its end")
 
 
@@ -31,23 +31,25 @@ def test_up_is_idempotent_and_status_tells_what_runs(cluster: DevCluster) -> Non
 
 
 def test_a_killed_node_takes_its_jobs_with_it_and_heals(cluster: DevCluster, tmp_path: Path) -> None:
-    job = cluster.submit(f"echo begun > {tmp_path}/begun; exec sleep 300", "--nodelist=n2", "--no-requeue")
+    node = cluster.nodes[1]
+    job = cluster.submit(f"echo begun > {tmp_path}/begun; exec sleep 300", f"--nodelist={node}", "--no-requeue")
     until((tmp_path / "begun").exists, "the job begins")
-    cluster.do("kill", "n2")
-    assert json.loads(cluster.do("status", "--json"))["daemons"]["n2"] == "dead"
-    cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    cluster.do("kill", node)
+    assert json.loads(cluster.do("status", "--json"))["daemons"][node] == "dead"
+    cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     assert cluster.wait(job, "NODE_FAIL", "COMPLETED", "FAILED") == "NODE_FAIL"
     cluster.do("heal", "--cancel")
-    assert cluster.run("srun", "--nodelist=n2", "hostname") == "n2\n"
+    assert cluster.run("srun", f"--nodelist={node}", "hostname") == f"{node}\n"
 
 
 def test_what_only_has_the_number_of_a_daemon_is_not_ended(cluster: DevCluster) -> None:
     """A pid file of a daemon that is gone, whose number another process was given."""
-    record = cluster.folder / "run" / "n1.pid"
-    cluster.do("kill", "n1")
+    node = cluster.nodes[0]
+    record = cluster.folder / "run" / f"{node}.pid"
+    cluster.do("kill", node)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
         record.write_text(f"{stranger.pid} 4711")
-        cluster.do("kill", "n1")
+        cluster.do("kill", node)
         assert stranger.poll() is None
         stranger.communicate(b"\n")
 

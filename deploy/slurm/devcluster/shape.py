@@ -2,7 +2,7 @@
 
 All of it listens on 127.0.0.1 only and lies in one folder::
 
-    etc/      slurm.conf gres.conf cgroup.conf slurmdbd.conf plugstack.conf hosts munge.key shape.json
+    etc/      nodes slurm.conf gres.conf cgroup.conf slurmdbd.conf plugstack.conf hosts munge.key shape.json
     run/      sockets, and a pid file for each daemon
     log/      a log of each daemon (.log), and what it wrote to standard error (.out)
     state/    slurmctld's memory       spool/  of the nodes     db/  accounting       dev/  the fake GPUs
@@ -67,6 +67,7 @@ class Shape:
             "plugstack.conf": "",
             "hosts": hosts(self),
             "shape.json": json.dumps(asdict(self)),
+            "nodes": "".join(f"{name}\n" for name in self.names),
         }
         for name, text in files.items():
             (etc / name).write_text(text)
