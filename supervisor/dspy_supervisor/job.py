@@ -34,6 +34,7 @@ BEAT_S = 30.0
 RETRY_WRITE_S = 5.0
 _SLACK_S = 2.0  # beyond its deadline: a command ends its program by itself, and a handler may be just ending
 _TAIL_BYTES = 4096
+_NOT_WANTED = "the task was settled meanwhile: what this job did is not wanted any more"
 _WATCHED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -89,7 +90,11 @@ class Runner:
         status, max_rss_bytes = self._watch(child)
         with contextlib.suppress(OSError, TimeoutError):  # what it left behind must not write into the next attempt
             proctree.reap_orphans(())
-        facts = self._facts(os.waitstatus_to_exitcode(status))
+        try:
+            facts = self._facts(os.waitstatus_to_exitcode(status))
+        except FileNotFoundError:
+            print(_NOT_WANTED, file=sys.stderr)
+            return 0
         code = _exit_code(facts)
         facts |= {
             "restart": self._run.restart,
@@ -232,7 +237,7 @@ class Runner:
                 write_exit(self._run.folder, self._run.restart, facts)
                 return
             except (FileNotFoundError, NotADirectoryError):
-                print("the task was settled meanwhile: what this job did is not wanted any more", file=sys.stderr)
+                print(_NOT_WANTED, file=sys.stderr)
                 return
             except OSError as error:
                 print(f"how it ended can't be written: {error}", file=sys.stderr, flush=True)

@@ -135,10 +135,12 @@ def _variables(assignment: Assignment) -> dict[str, str]:
         written = (assignment.folder / VARIABLES).read_bytes()
     except FileNotFoundError:
         written = b""
+    for name, value in (assignment.settings.get("environment") or {}).items():
+        found.setdefault(name, value)
     for pair in written.split(b"\0"):
-        name, equals, value = pair.partition(b"=")
+        key, equals, text = pair.partition(b"=")
         if equals:
-            found.setdefault(name.decode(), value.decode())
+            found.setdefault(key.decode(), text.decode())
     return {**assignment.settings.get("environment", {}), **found}
 
 
@@ -154,7 +156,7 @@ def _handle(assignment: Assignment) -> int:
             handler = make(
                 name,
                 call_allow=tuple(settings.get("call_allow", ())),
-                command_env=(*settings.get("command_env", ()), *COMMAND_ENV),
+                command_env=(*settings.get("command_env", ()), *settings.get("environment", ()), *COMMAND_ENV),
                 command_cwd=tuple(settings.get("command_cwd", ())),
                 kill_grace_s=float(settings.get("kill_grace_s", 3.0)),
             )

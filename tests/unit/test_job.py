@@ -234,10 +234,10 @@ def test_a_command_of_a_task_saves_its_work_and_asks_to_go_on_by_its_exit_code(d
 
 def test_a_program_gets_the_task_as_variables_exactly_as_they_were_written(desk):
     payload = {"method": "x\n#SBATCH y", "model": "$(id) 'q' \"d\"", "dataset": "é"}
-    desk.put(None, payload)
+    desk.put(None, payload, settings={"environment": {"LAB": "seven", "TASK_ID": "never"}})
     code = (
         "import json, os; json.dump({n: os.environ[n] for n in ('TASK_ID', 'TRAINING_METHOD', 'MODEL_NAME', "
-        "'DATASET_NAME', 'TASK_FOLDER')}, open(os.environ['DSPY_RESULT'], 'w'))"
+        "'DATASET_NAME', 'TASK_FOLDER', 'LAB')}, open(os.environ['DSPY_RESULT'], 'w'))"
     )
     assert desk.run(sys.executable, "-c", code) == 0
     assert desk.read("result.0.json") == {
@@ -246,6 +246,7 @@ def test_a_program_gets_the_task_as_variables_exactly_as_they_were_written(desk)
         "MODEL_NAME": payload["model"],
         "DATASET_NAME": "é",
         "TASK_FOLDER": str(desk.home),
+        "LAB": "seven",
     }
 
 
@@ -329,3 +330,8 @@ def test_each_script_runs_its_task_by_the_runner(desk, name, tmp_path):
             "--nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d --rdzv-endpoint=n1:22345 --rdzv-id=12345.0 train.py"
             in ran
         )
+
+
+def test_a_job_whose_task_is_settled_while_it_runs_ends_in_peace(desk):
+    desk.put()
+    assert desk.run("sh", "-c", f"mv {desk.folder} {desk.folder}.gone") == 0

@@ -19,7 +19,9 @@ MAX_REFUSED = 10  #: submissions in a row that Slurm refused
 MAX_DEATHS = 3  #: allocations in a row that failed soon after their start
 SOON_S = 60.0  #: an allocation that ran for longer works
 SETTLE_S = 30.0  #: from the start of an allocation until what waits tells whether it was enough
-STALE_S = 10.0  #: what waits is counted so often: right after an allocation ended, its last tasks may still be in the count
+STALE_S = (
+    10.0  #: what waits is counted so often: right after an allocation ended, its last tasks may still be in the count
+)
 LOST_S = 180.0  #: a submission that no listing shows for so long is not there
 QUEUED = 4  #: allocations that may be queued at once
 KEEP = ".keep"  #: ends the name of one that is kept although nothing waits

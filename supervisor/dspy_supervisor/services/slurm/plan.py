@@ -129,6 +129,7 @@ def runner_settings(config: Config, settings: ClassConfig) -> dict[str, Any]:
     """Return what the runner in the job needs to know of the configuration, as JSON."""
     return {
         "handler": settings.handler,
+        "environment": dict(settings.environment),
         "kinds": list(config.kinds),
         "kind_handlers": dict(config.kind_handlers),
         "call_allow": list(config.call_allow),
