@@ -67,7 +67,7 @@ def read_need(resources: bytes | None, default: Need) -> Need:
     """
     if resources is None:
         return default
-    asked = orjson.loads(resources)
+    asked = orjson.loads(resources)  # the scan of the envelope let through what this takes
     if asked is None:
         return default
     if not isinstance(asked, dict):
@@ -79,7 +79,7 @@ def read_need(resources: bytes | None, default: Need) -> Need:
             raise NeedError(f"resources.gpus={_shown(gpus)}: expected a whole number, or a share below 1")
         if 0 < gpus < 1 and share is None:
             share = gpus
-        elif gpus == int(gpus) and 0 <= gpus <= MAX_GPUS:
+        elif 0 <= gpus <= MAX_GPUS and gpus == int(gpus):
             need = Need(int(gpus))
         else:
             raise NeedError(f"resources.gpus={_shown(gpus)}: expected a whole number, or a share below 1")

@@ -1,9 +1,11 @@
 """GPUs that are given out: nobody gets what another holds, and everybody's turn comes."""
 
+import contextlib
 import random
 
 import orjson
 import pytest
+from dspy_fastpath.envelope import scan
 from dspy_supervisor.devices import (
     Device,
     Ledger,
@@ -80,6 +82,20 @@ def test_what_makes_no_sense_is_refused_by_name(resources, said):
     with pytest.raises(NeedError, match="expected") as refusal:
         read_need(orjson.dumps(resources), QUARTER)
     assert said in str(refusal.value)
+
+
+odd = st.sampled_from(
+    [None, True, -1, 0, 0.5, 1, 1.0, 1.5, 2, 1e300, -1e300, 2**63, "", "1", "8G", "-8G", "1e9", [], {}]
+)
+
+
+@given(st.dictionaries(st.sampled_from(["gpus", "gpu_share", "gpu_memory", "x"]), odd | st.floats(0, 2)))
+def test_whatever_is_asked_for_is_a_need_or_a_refusal(resources):
+    written = orjson.dumps(resources)
+    scan(b'{"resources": %b, "payload": 1}' % written)
+    with contextlib.suppress(NeedError):
+        need = read_need(written, QUARTER)
+        assert need.gpus * need.share == 0 and 0 <= need.share < 1 and need.memory_bytes >= 0
 
 
 # -- which GPUs are ours ---------------------------------------------------------------------------------------------------
