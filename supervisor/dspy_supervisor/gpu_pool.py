@@ -350,6 +350,8 @@ class GpuPool(Pool):
         seat.kind, had = asked.kind, asked.given.memory_bytes
         worker.ending = worker.ending or told.spoilt  # nothing that runs there succeeds any more, or its memory is full
         seat.kept = max(seat.kept, had, told.memory_bytes)
+        if not asked.given.count:
+            return
         if told.ran_out:
             budgets = [self.fleet.ledger.budget_of(device) for device in self.fleet.ledger.devices]
             need = self.learned.ran_out(asked.kind, had, told.memory_bytes, max(budgets, default=0))

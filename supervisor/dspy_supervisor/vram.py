@@ -13,6 +13,7 @@ MOST_KINDS = 1000
 _MORE = 1.5  # after a task ran out, and nothing tells what would have been enough
 _MARGIN = 1.1  # above the highest that was measured: no two runs are alike
 _FADED = 0.8  # what is left of a need that was waited for so long
+_TRIED = 0.99  # after a run that nobody measured
 _FADE = 0.05  # of the way down, after a run that needed less
 
 
@@ -21,6 +22,7 @@ class Learned:
 
     def __init__(self) -> None:
         self._bytes: dict[str, int] = {}
+        self._told: dict[str, int] = {}  # what would have been enough, by messages
         self._waited: dict[str, float] = {}  # since when, monotonic seconds
 
     def need(self, kind: str) -> int:
@@ -32,16 +34,24 @@ class Learned:
 
         had: what it was admitted with. enough: what would have done, 0 where nobody can tell. most: what a GPU has to give.
         """
+        if enough:
+            self._told[kind] = int(enough * _MARGIN)
         need = max(self.need(kind), int(enough * _MARGIN) or int(had * _MORE))
         if enough and need <= had:  # it was not alone: what is free was overestimated
             need = int(had * _MARGIN)
         return self._put(kind, min(need, most))
 
     def measured(self, kind: str, peak: int) -> None:
-        """Take the highest use of a run that succeeded: up at once, down slowly, so that one bad minute does not last."""
+        """Take the highest use of a run that succeeded: up at once, down slowly, so that one bad minute does not last.
+
+        peak: 0 where nobody measured; then a little less is tried from run to run, but for what a message told was needed.
+        """
+        known = self.need(kind)
         if peak <= 0:
+            if known > (told := self._told.get(kind, 0)):
+                self._put(kind, max(told, int(known * _TRIED)))
             return
-        target, known = peak * _MARGIN, self.need(kind)
+        target = peak * _MARGIN
         self._put(kind, int(target if target >= known else known + _FADE * (target - known)))
 
     def fade(self, kind: str, had: int, now: float) -> None:
@@ -60,7 +70,9 @@ class Learned:
 
     def _put(self, kind: str, need: int) -> int:
         if kind not in self._bytes and len(self._bytes) >= MOST_KINDS:  # kinds are text from outside
-            del self._bytes[next(iter(self._bytes))]
+            oldest = next(iter(self._bytes))
+            del self._bytes[oldest]
+            self._told.pop(oldest, None)
         self._bytes[kind] = need
         self._waited.pop(kind, None)
         return need

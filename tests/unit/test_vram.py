@@ -35,14 +35,26 @@ def test_a_measured_peak_is_taken_at_once_and_a_bad_minute_is_forgotten():
     learned = Learned()
     learned.measured("a", 10 * GIB)
     assert learned.need("a") == int(11 * GIB)
-    learned.measured("a", 0)  # nobody measured
-    assert learned.need("a") == int(11 * GIB)
     for _ in range(20):
         learned.measured("a", GIB)
     assert learned.need("a") > 4 * GIB
     for _ in range(130):
         learned.measured("a", GIB)
     assert learned.need("a") < 1.2 * GIB
+
+
+def test_where_nobody_measures_a_little_less_is_tried_but_what_a_message_told():
+    learned = Learned()
+    learned.measured("unknown", 0)
+    assert learned.facts() == {}
+    learned.ran_out("guessed", 10 * GIB, 0, 24 * GIB)
+    learned.ran_out("told", 10 * GIB, 12 * GIB, 24 * GIB)
+    learned.ran_out("told", 20 * GIB, 12 * GIB, 24 * GIB)  # and more for a while, since it was not alone
+    for _ in range(100):
+        learned.measured("guessed", 0)
+        learned.measured("told", 0)
+    assert learned.need("guessed") < 6 * GIB
+    assert learned.need("told") == int(12 * GIB * 1.1)
 
 
 def test_a_need_that_keeps_a_gpu_idle_fades_until_it_is_tried_again():
