@@ -135,7 +135,8 @@ def test_a_command_sees_its_gpus_and_its_budget_and_can_run_out_of_it(gpus: Gpus
     runs_out = "[ $DSPY_TASK_ATTEMPT = 1 ] || { echo 'CUDA error: out of memory' >&2; exit 1; }"
     gpus.drop("short", {"argv": ["sh", "-c", runs_out]}, **more, resources={"gpu_memory": "4G"})
     assert gpus.record("short")["history"][0]["cause"] == "out_of_memory"
-    assert klass(one, "gpu")["gpu_memory_learned"] == {"command 4096 MiB": 6 * GIB}
+    [short] = events(one, "gpu_memory_short")
+    assert (short["kind"], short["had"], short["needs"]) == ("command 4096 MiB", 4 * GIB, 6 * GIB)
     gpus.check(drained=True)
 
 
