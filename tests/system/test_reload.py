@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from ..conftest import Supervised, clean_environ, until
-from .conftest import Rig, events
+from ..nvml import RTX_4090, Script
+from .conftest import PLAY, Rig, events
 
 Write = Callable[..., None]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -113,3 +114,17 @@ def test_a_reload_may_be_asked_for_by_a_command_that_says_what_it_did(rig: Rig, 
     assert "total_limit=-1: expected a whole number" in refused.stderr
     one.stop()
     assert cli("config", "reload", *where).returncode == 3
+
+
+def test_gpus_that_are_enabled_by_a_reload_are_handed_out(rig: Rig, write: Write, nvml_script: Script) -> None:
+    write(enable_gpu=False, telemetry_interval_s=0.2)
+    nvml_script.gpu(0, uuid="GPU-1", **RTX_4090)
+    both = {"cpu_short": PLAY, "gpu": PLAY}
+    one = start(rig, "--workers", "gpu=1", workers=1, handlers=both, environ=nvml_script.environ)
+    names = {"do": "place", "names": ["CUDA_VISIBLE_DEVICES"]}
+    rig.drop("before", names, **{"class": "gpu"})
+    assert rig.record("before")["runner_result"]["variables"] == {"CUDA_VISIBLE_DEVICES": None}
+    write(enable_gpu=True, telemetry_interval_s=0.2)
+    one.ask("reload")
+    rig.drop("after", names, **{"class": "gpu"})
+    assert rig.record("after")["runner_result"]["variables"] == {"CUDA_VISIBLE_DEVICES": "GPU-1"}
