@@ -75,7 +75,7 @@ def test_an_outcome_tells_the_best_the_good_and_the_highest_limit(advance):
         ([8] * 100, (0, 0, 0)),
         ([4] * 10 + [8] * 90, (20, 0, 0)),
         ([4] * 5 + [16] * 5 + [8] * 90, (20, 0, 8)),
-        ([8] * 50 + [9] * 25 + [8] * 25, (0, 1, 0)),  # a step up on trial is no swing
+        ([8] * 60 + [9] * 15 + [8] * 25, (0, 1, 0)),  # a step up on trial is no swing
         ([8] * 60 + [4] * 10 + [8] * 30, (140, 4, 0)),
         ([8, 11] * 50, (200, 3, 0)),
     ],
