@@ -105,8 +105,7 @@ def heat() -> Scenario:
 
 
 def power_cap() -> Scenario:
-    """Full work would draw a quarter more than the card's power cap: the clock gives way a little, as data centres run
-    them all day, and the best limit is what it would be without."""
+    """Full work would draw a quarter more than the card's power cap: its clock gives way a little, as is usual."""
     return _named(power_cap, arrivals=((0, 7.5),), work_s=0.7, busy_power=1.25, heating=35.0, rests=((0, 600),))
 
 
