@@ -276,6 +276,15 @@ def test_a_kind_or_a_handler_runs_by_the_runner_and_a_name_chooses_any_other_scr
     assert plan(config, {"template": "a payload of its own"}, kind="echo").template == "task"
 
 
+def test_a_script_whose_ranks_are_slurms_tasks_gets_one_for_each_gpu_unless_told_otherwise(config):
+    ranked = plan(config, {"nodes": 2, "gpus": "a100:4"}, resources={"template": "train_ddp_srun"}).options
+    assert {"--nodes=2", "--gres=gpu:a100:4", "--ntasks-per-node=4"} <= set(ranked)
+    told = plan(config, {"gpus": 4}, resources={"template": "train_ddp_srun", "tasks_per_node": 2}).options
+    assert "--ntasks-per-node=2" in told
+    launched = plan(config, {"gpus": 4}, resources={"template": "train_ddp"}).options
+    assert not any("ntasks" in word for word in launched)
+
+
 def test_a_kind_that_nothing_runs_is_refused(config):
     with pytest.raises(JobRefused, match="kind 'command'"):
         plan(config, {}, kind="command")

@@ -22,6 +22,8 @@ from .options import Options, merged, of_class, of_config, of_task
 DEFAULT_TEMPLATE = "train_agent_methodologies"
 #: methods of older producers that have a template of their own
 METHOD_TEMPLATES = {"ddp": "train_ddp"}
+#: templates whose ranks are Slurm's own tasks: as many on a node as it has GPUs, where nobody said otherwise
+RANKED = frozenset({"train_ddp_srun"})
 #: payload key: variable of the job. What is no text or number stays in the task's file.
 VARIABLES = {
     "method": "TRAINING_METHOD",
@@ -62,6 +64,8 @@ def plan_job(config: Config, settings: ClassConfig, claim: Claim) -> JobPlan:
         raise JobRefused(str(error)) from None
     options = with_defaults(merged(of_config(config), of_class(settings), asked))
     template = choose_template(config, settings, claim, payload, resources)
+    if template in RANKED and options.gpus:
+        options = merged({"tasks_per_node": options.gpus}, dict(options.values))
     variables(payload)  # what can't be one is refused before a job is there
     environment = []
     if options.get("nodes") is not None:
