@@ -17,7 +17,7 @@ from collections.abc import MutableSequence, Sequence
 
 from .limit_terms import Input, Param, Reason, State
 
-_NOISE = 0.4  # variance of a count of ended tasks, in counts: less than Poisson's 1, since their starts are regular
+_NOISE = 0.4, 3.0  # bounds of the variance of a count of ended tasks, in counts; Poisson's is 1
 _SURE = 1.3  # standard errors
 _ROOMY = 0.9  # load below which devices are taken to have room
 _FULL = 0.95  # load above which fewer tasks are tried before more
@@ -25,12 +25,12 @@ _LONGEST_S = 8.0  # that one limit is measured in the search, or a generation of
 _SEARCH_S = 44.0  # that a search takes, about
 _COOL_S = 8.0  # that a halved limit stays, at least
 _TOLERATE_S = 40.0  # of throttling at half the limit: it does not come from our tasks
-_HOT_S = 300.0  # after which the next throttling halves again
-_IDLE = 0.7  # load below which a limit at rest is looked beyond again, ever more seldom
+_HOT_S = 900.0  # after which the next throttling halves again
+_IDLE = 0.6  # load below which a limit at rest is looked beyond again, ever more seldom
 _RETRY_S = 20.0
 _RETRIES_S = 600.0
 _SHIFT = 0.4  # of throughput at rest, as a logarithm, that is no chance and no matter of small causes
-_WHILE_S = 15.0  # in which every task shows how much memory it takes, about
+_WHILE_S = 12.0  # in which every task shows how much memory it takes, about
 
 
 def adaptive(window: Sequence[float], state: MutableSequence[float], params: Sequence[float]) -> tuple[float, int]:
@@ -60,7 +60,10 @@ def adaptive(window: Sequence[float], state: MutableSequence[float], params: Seq
     if state[State.SPAN_S] > 0.0 or window[Input.DONE] > 0.0 or state[State.BEST_DONE] > 0.0:
         state[State.SPAN_S] += window[Input.INTERVAL_S]
         state[State.SPAN_DONE] += window[Input.DONE]
+        _learn_noise(window[Input.DONE], state)
         state[State.SPAN_ERRORS] += window[Input.ERRORS]
+        if window[Input.DONE] > 0.0 and window[Input.RUN_S] > 0.0:
+            state[State.SPAN_RUN_S] += window[Input.DONE] * window[Input.RUN_S]
         state[State.SPAN_LOAD] += window[Input.INTERVAL_S] * _load(window)
     if state[State.AT_REST] > 0.0:
         return _rest(limit, roof, window, state, params)
@@ -82,7 +85,7 @@ def _pass_time(window: Sequence[float], state: MutableSequence[float]) -> None:
     state[State.CLEAR_S] = 0.0 if window[Input.THROTTLE] > 0.0 else state[State.CLEAR_S] + interval_s
     if state[State.HOT_S] > 0.0:
         state[State.HOT_S] += interval_s
-        if state[State.HOT_S] > _HOT_S and state[State.CLEAR_S] > _HOT_S / 5.0:
+        if state[State.HOT_S] > _HOT_S and state[State.CLEAR_S] > _HOT_S / 10.0:
             state[State.HOT_S] = 0.0
     if state[State.CEILING] > 0.0:
         state[State.CEILING_S] -= interval_s
@@ -182,12 +185,13 @@ def _room(window: Sequence[float], state: MutableSequence[float], params: Sequen
         least = state[State.LOW_BEFORE]
     if not need > 0.0 and window[Input.INFLIGHT] >= 1.0:  # not learned yet: at most what all hold by now
         need = (window[Input.VRAM_TOTAL] - least) / window[Input.INFLIGHT]
-    if need > 0.0:
+    if need > 0.0 and least > 0.0 and reserve >= 0.0:
         lacking = reserve / 2.0 - window[Input.VRAM_FREE]
         if lacking > 0.0:
             bearable = max(lowest, min(limit, math.floor(window[Input.INFLIGHT] - lacking / need)))
             why = Reason.VRAM.value
-        margin = 0.1 * need * window[Input.INFLIGHT]  # seldom do all of them hold their most at one time
+        # Seldom do all of them hold their most at one time, and more seldom in a short time.
+        margin = (0.04 if state[State.LOW_BEFORE] > 0.0 else 0.1) * need * window[Input.INFLIGHT]
         room = limit + max(0.0, math.floor((least - reserve - margin) / need))
         if room < roof:
             roof, why = room, Reason.VRAM.value
@@ -200,7 +204,9 @@ def _room(window: Sequence[float], state: MutableSequence[float], params: Sequen
         need = state[State.MEM_NEED]
         if need == 0.0:
             need = (1.0 - least) / window[Input.INFLIGHT]
-        room = limit + max(0.0, math.floor((least - params[Param.MEM_FREE_LOW]) / max(1e-6, need)))
+        need = max(1e-6, need)
+        margin = 0.05 * need * window[Input.INFLIGHT]
+        room = limit + max(0.0, math.floor((least - params[Param.MEM_FREE_LOW] - margin) / need))
         if room < roof:
             roof, why = room, Reason.MEMORY.value
     return bearable, roof, why
@@ -222,7 +228,23 @@ def _load(window: Sequence[float]) -> float:
 
 def _begin_span(settle_s: float, state: MutableSequence[float]) -> None:
     state[State.SETTLE_S], state[State.SPAN_S], state[State.SPAN_DONE] = settle_s, 0.0, 0.0
-    state[State.SPAN_ERRORS], state[State.SPAN_LOAD] = 0.0, 0.0
+    state[State.SPAN_ERRORS], state[State.SPAN_LOAD], state[State.SPAN_RUN_S] = 0.0, 0.0, 0.0
+    state[State.LAST_DONE] = 0.0
+
+
+def _learn_noise(done: float, state: MutableSequence[float]) -> None:
+    """Learn how much counts of ended tasks differ from window to window, where all else is the same."""
+    last, state[State.LAST_DONE] = state[State.LAST_DONE] - 1.0, done + 1.0
+    if last >= 0.0 and last + done > 0.0:
+        sample = (done - last) ** 2 / (done + last)
+        before = state[State.NOISE] if state[State.NOISE] > 0.0 else _NOISE[0]
+        state[State.NOISE] = before + 0.15 * (sample - before)
+
+
+def _noise(done: float, state: Sequence[float]) -> float:
+    """Return the standard error of the logarithm of a rate beside the best one's."""
+    variance = min(_NOISE[1], max(_NOISE[0], state[State.NOISE]))
+    return math.sqrt(variance * (1.0 / done + 1.0 / state[State.BEST_DONE]))
 
 
 def _begin_search(stride: float, state: MutableSequence[float]) -> None:
@@ -258,6 +280,21 @@ def _take(limit: float, state: MutableSequence[float]) -> None:
     state[State.BEST], state[State.BEST_RATE] = limit, _yield(state)
     state[State.BEST_DONE] = max(0.5, state[State.SPAN_DONE])
     state[State.BEST_LOAD] = state[State.SPAN_LOAD] / state[State.SPAN_S]
+    state[State.BEST_RUN_S] = state[State.SPAN_RUN_S] / state[State.BEST_DONE]
+
+
+def _gain(limit: float, state: Sequence[float]) -> float:
+    """Return by how much the limit on trial yields more than the best one, as a logarithm.
+
+    The count of what ended is too low while long tasks, and such as hang, gather in the places of a new limit; by
+    Little's law the rate is also tasks at once by run time, which is too high then. The truth lies between.
+    """
+    best = state[State.BEST]
+    counted = math.log(_yield(state) / state[State.BEST_RATE])
+    done, run_s = state[State.SPAN_DONE], state[State.SPAN_RUN_S]
+    if not (run_s > 0.0 and state[State.BEST_RUN_S] > 0.0) or state[State.SPAN_ERRORS] > 0.1 * done:
+        return counted
+    return 0.5 * (counted + math.log(limit / best * state[State.BEST_RUN_S] * done / run_s))
 
 
 def _search(
@@ -266,6 +303,13 @@ def _search(
     span_s, done = state[State.SPAN_S], max(state[State.SPAN_DONE], 0.5)
     if span_s < 2.0 * window[Input.INTERVAL_S]:
         return limit, Reason.MEASURING
+    if state[State.WARM] == 0.0:
+        if limit >= 8.0 and done < limit and span_s < _LONGEST_S:
+            return limit, Reason.MEASURING
+        state[State.WARM] = 1.0
+        if limit >= 8.0:
+            _begin_span(0.0, state)
+            return limit, Reason.MEASURING
     best = state[State.BEST]
     rate = _yield(state)
     generation_s = limit / rate
@@ -275,18 +319,21 @@ def _search(
             if span_s < longest_s and done < 12.0:
                 return limit, Reason.MEASURING
             _take(limit, state)
+        state[State.CLEAR] = 0.0
         return _next(limit, roof, window, state, params)
-    gain = math.log(rate / state[State.BEST_RATE]) - params[Param.WORTH] * math.log(limit / best)
-    noise = math.sqrt(_NOISE * (1.0 / done + 1.0 / state[State.BEST_DONE]))
+    growth = _gain(limit, state)
+    gain = growth - params[Param.WORTH] * math.log(limit / best)
+    noise = _noise(done, state)
     if (abs(gain) < _SURE * noise or span_s < 0.5 * generation_s) and span_s < longest_s:
         return limit, Reason.MEASURING
     small = 1.0 < state[State.STRIDE] < 1.2
-    needed = noise if small else 0.0
-    if limit > best:  # the more room devices have, the likelier it is beforehand that more helps
-        needed -= noise * min(1.2, max(0.0, 5.0 * (_ROOMY - state[State.BEST_LOAD])))
+    # The more room devices have, the likelier it is beforehand that more helps.
+    room = min(1.2, max(0.0, 4.0 * (_ROOMY - state[State.BEST_LOAD])))
+    needed = noise if small and room == 0.0 else -room * noise if limit > best and not small else room * noise
+    state[State.CLEAR] = 1.0 if gain > noise else 0.0
     if gain > needed:
         if limit > best:
-            flat = math.log(rate / state[State.BEST_RATE]) < 0.35 * math.log(limit / best)
+            flat = growth < 0.35 * math.log(limit / best)
             state[State.BELOW] = best
             _take(limit, state)
             if flat and state[State.BEST_LOAD] > _ROOMY and state[State.ABOVE] == 0.0:
@@ -314,8 +361,10 @@ def _next(
     load, stride = state[State.BEST_LOAD], state[State.STRIDE]
     state[State.ROOF] = 0.0
     to = best
-    may_fall = below == 0.0 and best > lowest and load > _ROOMY  # what is idle is not overloaded
-    if state[State.SEARCH_S] > _SEARCH_S:
+    # What is idle is not overloaded, unless more was seen to be worse.
+    may_fall = below == 0.0 and best > lowest and (load > _ROOMY or state[State.PROVEN] > 0.0)
+    late = state[State.SEARCH_S] > _SEARCH_S
+    if late and (state[State.CLEAR] == 0.0 or (below > 0.0 and above > 0.0) or state[State.SEARCH_S] > 3.0 * _SEARCH_S):
         pass
     elif best < roof and above == 0.0 and not (may_fall and load > _FULL):
         if stride == 0.0:
@@ -343,6 +392,11 @@ def _next(
     return _go(limit, to, window, state), Reason.PROBE
 
 
+def _take_rate(rate: float, done: float, load: float, state: MutableSequence[float]) -> None:
+    state[State.BEST_RATE], state[State.BEST_DONE], state[State.BEST_LOAD] = rate, done, load
+    state[State.BEST_RUN_S], state[State.DRIFT] = 0.0, 0.0
+
+
 def _rest(
     limit: float, roof: float, window: Sequence[float], state: MutableSequence[float], params: Sequence[float]
 ) -> tuple[float, int]:
@@ -355,13 +409,13 @@ def _rest(
         _take(limit, state)
         _begin_span(0.0, state)
         return limit, Reason.HOLD
-    if state[State.ROOF] > 0.0 and roof > state[State.ROOF]:
+    if state[State.ROOF] > 0.0 and roof > 1.15 * state[State.ROOF]:
         state[State.ABOVE] = 0.0
         _begin_search(0.0, state)
         return _next(limit, roof, window, state, params)
     rate, load = _yield(state), state[State.SPAN_LOAD] / span_s
     shift = math.log(rate / state[State.BEST_RATE])
-    noise = math.sqrt(_NOISE * (1.0 / done + 1.0 / known))
+    noise = _noise(done, state)
     _begin_span(0.0, state)
     if abs(shift) < max(_SHIFT, 3.0 * noise):
         state[State.BEST_RATE] += done / (done + known) * (rate - state[State.BEST_RATE])
@@ -378,9 +432,12 @@ def _rest(
     state[State.DRIFT] = shift
     if before * shift <= 0.0:  # once may be chance
         return limit, Reason.HOLD
+    if shift < 0.0 and load < _ROOMY:  # slower, and not for lack of room
+        _take_rate(rate, done, load, state)
+        return limit, Reason.HOLD
     # Something changed, and perhaps the best limit with it: one small step says so, and more follow where it helps.
     _begin_search(1.1, state)
-    state[State.BEST_RATE], state[State.BEST_DONE], state[State.BEST_LOAD] = rate, done, load
+    _take_rate(rate, done, load, state)
     if shift < 0.0:
         state[State.BELOW], state[State.ABOVE] = 0.0, best + 1.0
     else:
@@ -390,6 +447,6 @@ def _rest(
 
 #: what compiled code may call
 COMPILABLE = (
-    _load, _begin_span, _begin_search, _go, _yield, _take, _forget, _lift_ceiling, _pass_time, _alarm, _halve,
-    _recover, _shrink, _room, _next, _search, _rest, adaptive,
+    adaptive, _forget, _pass_time, _alarm, _halve, _lift_ceiling, _recover, _shrink, _room, _load, _begin_span,
+    _learn_noise, _noise, _begin_search, _go, _yield, _take, _gain, _search, _next, _take_rate, _rest,
 )  # fmt: skip

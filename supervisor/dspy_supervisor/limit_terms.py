@@ -107,6 +107,12 @@ class State(IntEnum):
     MEM_BEFORE = 32  #: share of the host's memory that was free then, at the least
     MEM_LEAST = 33  #: the same for this limit; 0: not looked yet
     MEM_NEED = 34  #: share of the host's memory that a task takes, as learned; 0: not learned
+    SPAN_RUN_S = 35  #: run time of the tasks that ended well in the span, summed
+    BEST_RUN_S = 36  #: their mean run time under the best limit
+    WARM = 37  #: 1: a first generation of tasks has ended, which began all at once and so tells little
+    CLEAR = 38  #: 1: the last trial was better by more than chance
+    NOISE = 39  #: variance of the count of ended tasks, in counts, as learned from window to window; 0: not yet
+    LAST_DONE = 40  #: count of the window before in the span, and one; 0: it was the first
 
 
 class Reason(IntEnum):
