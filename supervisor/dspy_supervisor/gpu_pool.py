@@ -13,7 +13,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from dspy_fastpath.counters import Gauge
@@ -22,14 +22,15 @@ from .backlog import Shelf
 from .channel import Report, pack_names
 from .config import ClassConfig, gpu_environment
 from .cuda_process import started_by
-from .devices import Need, NeedError, environment, read_need
+from .devices import Need, environment
 from .fleet import Fleet
+from .gpu_needs import Asked, bound, default_need, with_memory
 from .gpu_worker import ENDED, MEMORY, GpuWorker, Told, hear
 from .log import log
 from .pool import Owner, Pool, Worker
 from .task import Cause
 from .taskqueue import Unusable
-from .vram import GUESS, Learned, Promise
+from .vram import Learned, Promise
 from .worker import Post
 
 FRONT = 32  #: tasks that are considered, from the front of the backlog
@@ -48,18 +49,6 @@ class _Seat:
     peak: int = 0  # bytes it had of a device at most, during the task in hand
 
 
-@dataclass(slots=True)
-class _Asked:
-    """What a task that waits or runs asked for."""
-
-    need: Need
-    kind: str  # of tasks that need alike: also by what they say they need
-    declared: bool  # it says how much memory it needs
-    given: Need = field(default_factory=Need)  # with what is known of the memory of its kind
-    worker: Worker | None = None
-    started: float = 0.0  # monotonic seconds; 0: it waits
-
-
 class GpuPool(Pool):
     """The workers of class gpu, each with its own devices."""
 
@@ -68,7 +57,7 @@ class GpuPool(Pool):
         self._backlog = backlog
         self.fleet = Fleet(owner.page, gpu_environment(), owner.config.gpu_memory_limit, time.monotonic())
         self.learned = Learned()
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[str, Asked] = {}
         self._seats: dict[Worker, _Seat] = {}
         self._booked: dict[str, tuple[str, ...]] = {}  # tasks that wait for a worker with these devices
         self._seating: tuple[str, ...] = ()  # devices of the worker that is about to be forked
@@ -121,7 +110,7 @@ class GpuPool(Pool):
             asked = self._asked.get(file) or self._ask(file)
             if asked is None:
                 continue
-            asked.given = self._with_memory(asked)
+            asked.given = with_memory(asked, self.fleet.ledger, self.learned)
             if why := self.fleet.ledger.never(asked.given):
                 self._set_aside(file, why)
             elif (worker := self._place(file, asked, closed)) is not None:
@@ -149,7 +138,7 @@ class GpuPool(Pool):
         asked.worker, asked.started = worker, time.monotonic()
         self._seats[worker].peak = 0
         try:
-            worker.channel.send(pack_names((f"{MEMORY}{self._bound(asked)}",)))
+            worker.channel.send(pack_names((f"{MEMORY}{bound(asked, devices, ledger)}",)))
         except OSError:  # its death is about to be noticed
             sent = False
         else:
@@ -173,7 +162,7 @@ class GpuPool(Pool):
 
     # -- which task, where -------------------------------------------------------------------------------------------------
 
-    def _place(self, file: str, asked: _Asked, closed: set[str]) -> Worker | None:
+    def _place(self, file: str, asked: Asked, closed: set[str]) -> Worker | None:
         """Return an idle worker for a task; where there is none, see to it that there will be, or say why it waits."""
         idle = [w for w in self.workers if w.ready and not (w.fed or w.ending or w.deaf or w.doom) and w in self._seats]
         if (devices := self._booked.get(file)) is not None:
@@ -268,7 +257,7 @@ class GpuPool(Pool):
 
     # -- what a task needs -------------------------------------------------------------------------------------------------
 
-    def _ask(self, file: str) -> _Asked | None:
+    def _ask(self, file: str) -> Asked | None:
         """Read what a task needs; None where it can't be read now, or is gone."""
         try:
             task = self._owner.queue.look(file)
@@ -279,43 +268,14 @@ class GpuPool(Pool):
         if task is None:  # another supervisor was faster
             self._backlog.discard(file)
             return None
-        resources = task.fields.resources
-        try:
-            need = read_need(task.envelope[slice(*resources)] if resources else None, self._default())
-        except NeedError:
-            need = self._default()  # its worker refuses it, and says why
-        kind = task.fields.kind or self.settings.handler or ""
-        declared = need.memory_bytes > 0
-        asked = _Asked(need, f"{kind} {need.memory_bytes >> 20} MiB" if declared else kind, declared)
+        asked = Asked.of(task, self.settings, self._default())
         if len(self._asked) > 4 * FRONT + len(self.workers):
             self._asked = {name: one for name, one in self._asked.items() if one.started or name in self._backlog}
         self._asked[file] = asked
         return asked
 
     def _default(self) -> Need:
-        """Return what a task gets that names nothing: what the class says, or an even share."""
-        share = self.settings.gpu_share
-        if not share:
-            devices = len(self.fleet.ledger.devices) or 1
-            share = 1.0 / math.ceil(max(1, self.settings.workers, self.size) / devices)
-        return Need(max(1, round(share))) if share >= 1 else Need(share=share)
-
-    def _with_memory(self, asked: _Asked) -> Need:
-        """Return a need with the memory it says, or was seen to have, or is taken to have."""
-        need = asked.need
-        memory = max(need.memory_bytes, self.learned.need(asked.kind))
-        if not memory and need.count:
-            known = [self.fleet.ledger.budget_of(d) for d in self.fleet.ledger.devices if d.total_bytes]
-            memory = int(GUESS * (need.share or 1.0) * min(known, default=0))
-        return dataclasses.replace(need, memory_bytes=memory)
-
-    def _bound(self, asked: _Asked) -> int:
-        """Return the memory that a task may have of each GPU: what it said, else what all together may have."""
-        if asked.declared:
-            return asked.given.memory_bytes
-        ledger = self.fleet.ledger
-        seat = self._seats[asked.worker].devices if asked.worker else ()
-        return min((ledger.budget_of(d) for d in ledger.devices if d.uuid in seat and d.total_bytes), default=0)
+        return default_need(self.settings, max(self.settings.workers, self.size), len(self.fleet.ledger.devices))
 
     def _set_aside(self, file: str, why: str) -> None:
         self._backlog.discard(file)
@@ -346,7 +306,7 @@ class GpuPool(Pool):
             self._forget(report.file)
             self._asked.pop(report.file, None)
 
-    def _learn(self, worker: Worker, seat: _Seat, asked: _Asked, told: Told, *, done: bool) -> None:
+    def _learn(self, worker: Worker, seat: _Seat, asked: Asked, told: Told, *, done: bool) -> None:
         seat.kind, had = asked.kind, asked.given.memory_bytes
         worker.ending = worker.ending or told.spoilt  # nothing that runs there succeeds any more, or its memory is full
         seat.kept = max(seat.kept, had, told.memory_bytes)
