@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class Bridge(Rig):
     def train(self, template: str, prefix: str, method: str = "ddp") -> Path:
         """Put a task that trains train.py on two nodes of two ranks, and return the folder that its jobs share."""
         task_id = f"{prefix}-{template}"
-        payload = {"method": method, "script": "tests/slurm/train.py", "nodes": 2, "gpus": 2}
+        shutil.copy(Path(__file__).with_name("train.py"), self.folder)  # where the supervisor was started
+        payload = {"method": method, "script": "train.py", "nodes": 2, "gpus": 2}
         self.drop(task_id, payload, **{"class": "gpu_slurm", "resources": {"template": template}, "max_attempts": 3})
         return self.queue / "logs" / task_id
 
