@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from dspy_supervisor.client import Queue
@@ -46,7 +48,9 @@ def test_a_limit_that_a_service_says_holds_and_is_shown_with_its_reason(supervis
 
 def test_a_limit_set_by_hand_stays_until_a_reload(supervisor, crew):
     one = supervisor("--workers", "cpu_short=4", program=CREW)
-    one.ask("limit", **{"class": "cpu_short", "limit": 3})
+    order = ["queue", "limit", "cpu_short", "3", "--queue-dir", str(one.queue), "--set", f"runtime_dir={one.runtime}"]
+    ran = subprocess.run([sys.executable, "-m", "dspy_supervisor", *order], capture_output=True, text=True)
+    assert ran.stdout == "cpu_short: limit 3, until a reload\n", ran.stderr
     crew("controller", 1)
     until(lambda: services(one)["controller"].get("word") == "1", "the service said 1")
     assert limit(one) == 3

@@ -29,7 +29,7 @@ COMMANDS = {
     "status": ("service", "Show what the supervisor does: tasks, workers and limits by class."),
     "submit": ("submit", "Put tasks into a queue."),
     "task": ("task", "Look at tasks, wait for them, cancel or retry them."),
-    "queue": ("queue", "Count, check, clean, pause and resume a queue."),
+    "queue": ("queue", "Count, check, clean, pause, resume and limit a queue."),
     "explain": ("explain", "Say why a task does not run."),
     "gpu": ("gpu", "Show GPUs and host: load, memory, power, heat, processes, and what keeps work away."),
     "doctor": ("doctor", "Prove, here and now, that this machine and folder can serve a queue."),

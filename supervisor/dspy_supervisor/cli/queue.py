@@ -14,7 +14,7 @@ from .service import supervisor_socket
 
 @click.group()
 def queue() -> None:
-    """Count, check, clean, pause and resume a queue."""
+    """Count, check, clean, pause, resume and limit a queue."""
 
 
 @queue.command()
@@ -193,6 +193,20 @@ def resume(loaded: Loaded, classes: tuple[str, ...], as_json: bool) -> None:
         with open_queue(loaded) as layout:
             Pause(layout).resume(named, CLASSES)
     _report("resumed", named, as_json=as_json)
+
+
+@queue.command()
+@click.argument("workload", metavar="CLASS", type=click.Choice(CLASSES, case_sensitive=False))
+@click.argument("tasks", metavar="N", type=click.IntRange(0, 1024))
+@json_option
+@with_config
+def limit(loaded: Loaded, workload: str, tasks: int, as_json: bool) -> None:
+    """Let N tasks of a class run at once, in N workers; no policy changes that until a reload."""
+    ask(supervisor_socket(loaded.config), {"do": "limit", "class": workload, "limit": tasks})
+    if as_json:
+        print_json({"class": workload, "limit": tasks})
+    else:
+        click.echo(f"{workload}: limit {tasks}, until a reload")
 
 
 def _report(what: str, classes: list[str] | None, *, as_json: bool) -> None:
