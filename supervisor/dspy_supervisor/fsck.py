@@ -22,6 +22,7 @@ from dspy_fastpath.ids import uuid7
 from .config import Config
 from .control_client import find_by_queue
 from .errors import AlreadyRunning, NotRunning, QueueMissing
+from .jobbook import JobBook
 from .layout import FOLDERS, IDENTITY, PAUSED, Layout, list_folder, read_json, walk_folder
 from .lookup import Found, files, name_of
 from .nodes import Observer, Presence, claims_of, node_of
@@ -75,6 +76,7 @@ def examine(config: Config, *, repair: bool = False) -> Iterator[Problem]:
         yield from _records(queue, repair)
         yield from _second_names(queue, repair)
         yield from _strangers(queue, config, repair)
+        yield from _submissions(layout)
         yield from _left_over(layout, repair)
         if repair and (removed := clear_old(layout)):
             yield Problem(
@@ -271,6 +273,16 @@ def _age(folder: int, file: str, now: float) -> float:
         return now - os.stat(file, dir_fd=folder, follow_symlinks=False).st_ctime
     except FileNotFoundError:
         return 0.0
+
+
+def _submissions(layout: Layout) -> Iterator[Problem]:
+    """Yield the submissions to Slurm whose intent can't be read: their jobs may run, and nobody waits for them."""
+    book = JobBook(layout)
+    for name in book.names():
+        if book.read(name) is None and (book.path / name).exists():
+            message = "its intent can't be read, so nobody knows whose jobs these are; their tasks are submitted anew"
+            remedy = f"remove the folder when 'squeue --name={name}' shows nothing"
+            yield Problem(f"slurm/{name}", message, remedy)
 
 
 def _left_over(layout: Layout, repair: bool) -> Iterator[Problem]:

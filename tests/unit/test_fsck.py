@@ -193,3 +193,16 @@ def test_what_a_death_left_behind_is_cleared_when_it_is_old(config, queue):
     assert all(problem.mended for problem in found(config, repair=True).values())
     assert found(config) == {}
     assert all((queue / place).exists() for place in young)
+
+
+def test_what_is_at_a_cluster_is_left_there_and_a_torn_submission_is_told(config, queue):
+    name = "dspy.0123abcd." + "0" * 32
+    for folder in (queue / "claimed/gone.1.slurm", queue / "slurm" / name):
+        folder.mkdir(parents=True)
+    put(queue, "a")
+    (queue / "pending/a.json").rename(queue / "claimed/gone.1.slurm/a.json")
+    assert found(config).keys() == {f"slurm/{name}"}
+    assert name in found(config, repair=True)[f"slurm/{name}"].remedy
+    assert (queue / "claimed/gone.1.slurm/a.json").exists()
+    (queue / "slurm" / name / "intent.json").write_text('{"tasks": ["a.json"]}')
+    assert found(config) == {}

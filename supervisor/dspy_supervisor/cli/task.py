@@ -49,7 +49,7 @@ def show(loaded: Loaded, task_id: str, as_json: bool) -> None:
         "attempt": f"{document['attempt'] + 1}"
         + (f", {document['crashes']} deaths of workers" if document["crashes"] else ""),
         "owner": document.get("owner"),
-        "job": document.get("job"),
+        "job": document.get("job") or _job(record.get("slurm")),
         "starts": None if document.get("due") is None else f"in {duration(document['due'] - time.time())}",
         "submitted": _local(record.get("submitted_at")),
         "ended": _local(record.get("completed_at")),
@@ -215,6 +215,17 @@ def _line(task_id: str, result: object, *, alone: bool) -> str:
 
     text = orjson.dumps(result).decode()
     return text if alone else f"{task_id}\t{text}"
+
+
+def _job(facts: object) -> str | None:
+    """Return in words what a record tells of the job of a cluster that ran the task."""
+    if not isinstance(facts, Mapping):
+        return None
+    text = f"job {facts.get('job')}" + (f" of cluster {facts['cluster']}" if facts.get("cluster") else "")
+    text += f", {facts['slurm_state']}" if facts.get("slurm_state") else ""
+    text += f" on {facts['nodes']}" if facts.get("nodes") else ""
+    rss = facts.get("max_rss_bytes")
+    return text + (f", {rss / (1 << 20):.0f} MiB at most" if isinstance(rss, int | float) else "")
 
 
 def _local(written: object) -> str | None:
