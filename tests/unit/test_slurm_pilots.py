@@ -146,6 +146,23 @@ def test_a_submission_whose_answer_was_lost_is_counted_until_listings_show_that_
     assert decide(200.0, bounds, [], 5, ledger).float == 1
 
 
+def test_an_allocation_that_just_started_gets_time_to_take_what_waits():
+    bounds, ledger = Bounds(0, 8, 1, 60.0), Ledger()
+    started = JobRow("7", "7", None, "RUNNING", "p0")
+    assert decide(0.0, bounds, [started], 1, ledger).float == 0
+    assert decide(5.0, bounds, [started], 3, ledger).float == 2
+    assert decide(100.0, bounds, [started], 1, ledger).float == 1
+
+
+def test_right_after_one_ended_the_count_is_not_trusted():
+    bounds, ledger = Bounds(0, 8, 1, 60.0), Ledger()
+    job = JobRow("7", "7", None, "RUNNING", "p0")
+    decide(0.0, bounds, [job], 1, ledger)
+    ended = dataclasses.replace(job, state="COMPLETED")
+    assert decide(90.0, bounds, [ended], 1, ledger).float == 0
+    assert decide(120.0, bounds, [ended], 1, ledger).float == 1
+
+
 def test_refusals_make_the_next_try_wait_longer_and_end_it_with_the_reason():
     bounds, ledger, now, waits = Bounds(0, 8, 1, 60.0), Ledger(), 0.0, []
     for _ in range(MAX_REFUSED):
@@ -219,13 +236,15 @@ def config(path: Path, **more: object):
 
 def test_a_pilot_is_a_job_with_an_end_and_a_name_of_its_own(tmp_path):
     rig = Rig(tmp_path / "queue")
-    pilots = Pilots(config(tmp_path, slurm_gpus="a100:1"), rig.layout)
+    pilots = Pilots(config(tmp_path, slurm_gpus="a100:1", slurm_nodes="4"), rig.layout)
     (rig.path / "slurm").mkdir()
     step = pilots.step(0.0, [], 3)
     assert len({job.name for job in step.submit}) == 3
     assert all(job.name.startswith(pilots.prefix) for job in step.submit)
     options = step.submit[0].options
-    assert {"--time=0-01:00:00", "--signal=B:TERM@120", "--no-requeue", "--gres=gpu:a100:1"} <= set(options)
+    assert {"--time=0-01:00:00", "--signal=B:TERM@120", "--no-requeue", "--gres=gpu:a100:1", "--nodes=1"} <= set(
+        options
+    )
     assert f"--output={rig.path}/slurm/pilots/{step.submit[0].name}.out" in options
     assert step.state["queued"] == 3
     pilots.submitted(step.submit[0].name, None, "invalid partition specified: x")

@@ -112,7 +112,8 @@ class Pilots:
     def options(self) -> Options:
         """Return the options of an allocation. Raises ConfigError."""
         wanted = merged({"time": DEFAULT_TIME_S}, of_config(self._config), of_class(self._config.classes[CLASS]))
-        return merged(dict(wanted.values), {"requeue": False, "signal": f"B:TERM@{_TERM_S}"})
+        one = {"requeue": False, "signal": f"B:TERM@{_TERM_S}", "nodes": "1"}  # a supervisor serves its own host
+        return merged(dict(wanted.values), one)
 
     def script(self, *, keep: bool) -> bytes:
         """Return the script of an allocation. Raises JobRefused."""
