@@ -58,7 +58,12 @@ def is_carried(owner: str) -> bool:
 
 def name_prefix(queue_id: str) -> str:
     """Return what the names of all jobs of a queue begin with."""
-    return f"dspy.{queue_id.replace('-', '')[-8:].rjust(8, '0')}."
+    tail = queue_id.replace("-", "")[-8:]
+    if not re.fullmatch("[0-9a-f]{8}", tail):  # an id that somebody else made
+        import hashlib  # not for every program that looks at claims: it loads OpenSSL
+
+        tail = hashlib.sha256(queue_id.encode(errors="replace")).hexdigest()[:8]
+    return f"dspy.{tail}."
 
 
 def new_name(queue_id: str) -> str:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import pytest
 from dspy_supervisor.jobbook import (
@@ -39,6 +40,12 @@ def test_names_are_unique_sort_by_time_and_tell_the_queue(layout):
     names = [new_name(layout.queue_id) for _ in range(100)]
     assert len(set(names)) == 100 and names == sorted(names)
     assert all(name.startswith(name_prefix(layout.queue_id)) for name in names)
+
+
+@pytest.mark.parametrize("queue_id", ["x", "", "a/b;c d", "\udce4" * 40, "0123ABCD"])
+def test_the_names_of_a_queue_with_any_id_can_be_told_and_looked_up(queue_id):
+    assert re.fullmatch(r"dspy\.[0-9a-f]{8}\.[0-9a-f]{32}", new_name(queue_id))
+    assert name_prefix(queue_id) == name_prefix(queue_id)
 
 
 def test_only_the_claims_of_a_bridge_are_carried():
