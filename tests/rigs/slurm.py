@@ -96,18 +96,17 @@ def accidents(bridge: Bridge, seed: int) -> str:
     dice = random.Random(seed)
     cluster = bridge.cluster
     for number in range(TASKS):
-        bridge.shell(f"t{number}", f"sleep {dice.uniform(0, 3):.2f}", max_attempts=1)
+        bridge.shell(f"t{number}", f"sleep {dice.uniform(2, 10):.2f}", max_attempts=1)
     bridge.carry()
     happened = []
     names = [*cluster.nodes, *cluster.nodes[:2], "slurmctld", "slurmctld", "slurmdbd"]
-    for _ in range(12):
-        if bridge.ended() >= TASKS:
-            break
+    until(lambda: len(bridge.runs()) > TASKS // 10, "they run", 120.0)
+    while bridge.ended() < TASKS and len(happened) < 15:
         name, accident = dice.choice(names), dice.choice(["kill", "pause"])
         with contextlib.suppress(AssertionError):  # it is down already
             cluster.do(accident, name)
             happened.append(f"{accident} {name}")
-        time.sleep(dice.uniform(1, 6))
+        time.sleep(dice.uniform(0.5, 3))
         if dice.random() < 0.7:
             cluster.do("heal")
     cluster.do("heal")
@@ -142,7 +141,7 @@ def ddp(bridge: Bridge, seed: int) -> str:
         return "left out: no torch in this environment"
     bridge.carry(slurm_partition="gpu", slurm_memory="2G", slurm_cpus=2, slurm_gpus=2, slurm_python=sys.executable)
     told = []
-    for template in ("train_ddp", "train_ddp_srun"):
+    for template in ("train_ddp_srun", "train_ddp"):
         told.append(f"{template}: {_train(bridge, template)}")
     return "; ".join(told)
 

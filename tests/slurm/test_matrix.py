@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from ..conftest import until
 from .bridge import END_S, Bridge
 
@@ -27,12 +25,26 @@ def test_a_task_becomes_a_job_and_comes_back_with_its_result(bridge: Bridge) -> 
     bridge.check(drained=True)
 
 
-def test_the_exit_code_of_a_failed_task_is_in_its_record(bridge: Bridge) -> None:
-    bridge.carry()
-    bridge.shell("a1", "echo no good >&2; exit 3", max_attempts=1)
-    error = bridge.failed("a1")
+def test_the_ends_of_jobs_are_told_apart(bridge: Bridge) -> None:
+    """All at once: Slurm looks only every 30 s whether a job's time is up."""
+    bridge.carry(**{"class.gpu_slurm.max_ooms": 1})
+    bridge.shell("code", "echo no good >&2; exit 3", max_attempts=1)
+    bridge.waiting("time", max_attempts=1)
+    bridge.waiting("scancel")
+    bridge.shell("memory", "exec python3 -c 'b = bytearray(500 << 20); print(len(b))'", max_attempts=1)
+    bridge.running("time")
+    bridge.running("scancel")
+    bridge.cluster.run("scontrol", "update", f"JobId={bridge.job_of('time')}", "EndTime=now+2")
+    bridge.cluster.run("scancel", bridge.job_of("scancel"))
+    error = bridge.failed("code")
     assert error["cause"] == "exit" and error["exit_code"] == 3
-    assert len(bridge.runs()) == 1
+    error = bridge.failed("scancel")
+    assert error["cause"] == "cancelled" and "CANCELLED" in slurm_of(error)
+    if bridge.cluster.has_memory_limits:  # cgroup v1 as root
+        assert bridge.failed("memory")["cause"] == "out_of_memory"
+    error = bridge.failed("time")
+    assert error["cause"] == "timeout" and "TIMEOUT" in slurm_of(error)
+    assert len(bridge.runs()) == len(bridge.put_ids)
 
 
 def test_a_failed_task_is_tried_again_by_another_job(bridge: Bridge) -> None:
@@ -41,35 +53,6 @@ def test_a_failed_task_is_tried_again_by_another_job(bridge: Bridge) -> None:
     record = bridge.done("a1")
     assert [attempt for _, attempt, _ in bridge.runs()] == ["0", "1", "2"]
     assert len(record["history"]) == 2 and len(bridge.jobs()) == 3
-
-
-def test_a_job_out_of_time_fails_its_task_for_that(bridge: Bridge) -> None:
-    bridge.carry()
-    bridge.waiting("a1", max_attempts=1)
-    bridge.running("a1")
-    job = bridge.job_of("a1")
-    bridge.cluster.run("scontrol", "update", f"JobId={job}", "EndTime=now+2")  # limits themselves are whole minutes
-    error = bridge.failed("a1")
-    assert error["cause"] == "timeout" and "TIMEOUT" in slurm_of(error)
-
-
-def test_a_job_out_of_memory_fails_its_task_for_that(bridge: Bridge) -> None:
-    if not bridge.cluster.has_memory_limits:
-        pytest.skip("no memory limits here: cgroup v1 as root is what dev-cluster can use")
-    bridge.carry(**{"class.gpu_slurm.max_ooms": 1})
-    bridge.shell("a1", "exec python3 -c 'b = bytearray(500 << 20); print(len(b))'", max_attempts=1)
-    error = bridge.failed("a1")
-    assert error["cause"] == "out_of_memory" and len(bridge.runs()) == 1
-
-
-def test_scancel_from_outside_fails_the_task_and_is_never_a_success(bridge: Bridge) -> None:
-    bridge.carry()
-    bridge.waiting("a1")
-    bridge.running("a1")
-    bridge.cluster.run("scancel", bridge.job_of("a1"))
-    error = bridge.failed("a1")
-    assert error["cause"] in ("cancelled", "lost") and "CANCELLED" in slurm_of(error)
-    assert len(bridge.runs()) == 1
 
 
 def test_a_pending_job_cancelled_from_outside_fails_its_task(bridge: Bridge) -> None:
