@@ -30,7 +30,7 @@ import select
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,13 @@ import orjson
 from dspy_fastpath.claim import move_new, sync, sync_filesystem, write_new
 from dspy_fastpath.ids import uuid7
 
-from .layout import Layout, list_folder, read_json, replace_json
+from .jobfolder import Sentinel, opened_folder, read_sentinel, take
+from .layout import Layout, read_json, replace_json
 from .task import TaskName
 
 FOLDER = "slurm"
 SLOT = "slurm"  #: last part of the name of an owner whose claims are jobs: NODE.N.slurm
 _NAME = re.compile(r"dspy\.[0-9a-f]{8}\.[0-9a-f]{32}")
-_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FEW = 8  # files that are synced one by one; more of them by one sync of the filesystem
 _LARGE = 1 << 30
 _TICK_MS = 500
@@ -101,16 +101,6 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
-class Sentinel:
-    """What the job of one task wrote itself."""
-
-    started: int = -1  #: restarts before the latest start; -1: it did not start
-    start: Mapping[str, Any] = field(default_factory=dict)
-    exit: Mapping[str, Any] | None = None  #: of the latest start, and no other: an older copy's result is refused
-    void: bool = False  #: we took the attempt ourselves: no copy of this job will run
-
-
-@dataclass(frozen=True, slots=True)
 class Order:
     """One task of a submission to be: its file, and what is put into its folder."""
 
@@ -153,12 +143,12 @@ class JobBook:
         document = {**intent, "name": name, "at": at, "tasks": [order.file for order in orders]}
         os.mkdir(temporary, 0o700)
         try:
-            with _opened(temporary) as folder:
+            with opened_folder(temporary) as folder:
                 write_new(folder, b"intent.json", orjson.dumps(document), each)
                 write_new(folder, b"script", script, each)
                 for index, order in enumerate(orders):
                     os.mkdir(str(index), 0o700, dir_fd=folder)
-                    with _opened(str(index), folder) as below:
+                    with opened_folder(str(index), folder) as below:
                         for file, content in order.files.items():
                             write_new(below, file.encode(), content, each)
                         write_new(below, b"out", b"", False)
@@ -170,7 +160,7 @@ class JobBook:
                     sync(folder)
                 elif durable:
                     _sync_all(folder, tick)
-            with _opened(self.path) as root:
+            with opened_folder(self.path) as root:
                 os.rename(temporary.name, name, src_dir_fd=root, dst_dir_fd=root)
                 if durable:
                     sync(root)
@@ -182,7 +172,7 @@ class JobBook:
     def accepted(self, submission: Submission, job_id: str, cluster: str) -> Submission:
         """Keep the id of a job. Raises OSError; the job can be found by its name all the same."""
         facts = {"job_id": job_id, "cluster": cluster, "at": time.time()}
-        with _opened(self.path / submission.name) as folder:
+        with opened_folder(self.path / submission.name) as folder:
             replace_json(folder, "job.json", facts, durable=self.layout.syncs)
             intent = read_json(folder, "intent.json", _LARGE) or {}
         return _submission(submission.name, intent, facts)
@@ -197,7 +187,7 @@ class JobBook:
     def read(self, name: str) -> Submission | None:
         """Return a submission, or None where it is gone or not whole."""
         try:
-            with _opened(self.path / name) as folder:
+            with opened_folder(self.path / name) as folder:
                 intent = read_json(folder, "intent.json", _LARGE)
                 job = read_json(folder, "job.json") or {}
         except (FileNotFoundError, NotADirectoryError):
@@ -241,7 +231,7 @@ class JobBook:
     def seen(self, name: str) -> dict[str, dict[str, Any]]:
         """Return what was last seen of a submission's jobs, by index."""
         try:
-            with _opened(self.path / name) as folder:
+            with opened_folder(self.path / name) as folder:
                 found = (read_json(folder, "seen.json", _LARGE) or {}).get("elements")
         except (FileNotFoundError, NotADirectoryError):
             return {}
@@ -249,7 +239,7 @@ class JobBook:
 
     def note_seen(self, name: str, elements: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep what was seen of a submission's jobs. Best effort."""
-        with contextlib.suppress(OSError), _opened(self.path / name) as folder:
+        with contextlib.suppress(OSError), opened_folder(self.path / name) as folder:
             replace_json(folder, "seen.json", {"at": time.time(), "elements": elements}, durable=False)
 
     # -- one task of a submission ---------------------------------------------------------------------------------------------
@@ -261,8 +251,8 @@ class JobBook:
     def sentinel(self, name: str, index: int) -> Sentinel:
         """Return what the job of one task wrote itself. Raises OSError for what can't be read at the moment."""
         try:
-            with _opened(self.folder(name, index)) as folder:
-                return _sentinel(folder)
+            with opened_folder(self.folder(name, index)) as folder:
+                return read_sentinel(folder)
         except (FileNotFoundError, NotADirectoryError):
             return Sentinel()
 
@@ -279,7 +269,7 @@ class JobBook:
     def beat(self, name: str, index: int, restart: int) -> object:
         """Return the counter of a job's heartbeat, or None."""
         try:
-            with _opened(self.folder(name, index)) as folder:
+            with opened_folder(self.folder(name, index)) as folder:
                 return (read_json(folder, f"beat.{restart}.json") or {}).get("counter")
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -288,22 +278,22 @@ class JobBook:
         """Take the attempt, so that no copy of the job runs it from now on; False where the job was faster."""
         path = self.folder(name, index)
         try:
-            with _opened(path) as folder:
-                now = _sentinel(folder)
-                return now.void or _take(folder, now.started + 1, {"void": True, "why": why, "at": time.time()})
+            with opened_folder(path) as folder:
+                now = read_sentinel(folder)
+                return now.void or take(folder, now.started + 1, {"void": True, "why": why, "at": time.time()})
         except (FileNotFoundError, NotADirectoryError):
             return True  # a job that finds no folder ends at once
 
     def note_cancel(self, name: str, index: int, cause: str, message: str) -> None:
         """Keep why we end a job, before it is ended: the next bridge may be the one that sees its end. Raises OSError."""
-        with _opened(self.folder(name, index)) as folder:
+        with opened_folder(self.folder(name, index)) as folder:
             facts = {"cause": cause, "message": message, "at": time.time()}
             replace_json(folder, "cancel.json", facts, durable=self.layout.syncs)
 
     def cancelled(self, name: str, index: int) -> Mapping[str, Any] | None:
         """Return why we ended a job, or None where we did not."""
         try:
-            with _opened(self.folder(name, index)) as folder:
+            with opened_folder(self.folder(name, index)) as folder:
                 return read_json(folder, "cancel.json")
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -326,7 +316,7 @@ class JobBook:
         with contextlib.suppress(OSError):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(task.id, 0o750, dir_fd=self.layout.logs)
-            with _opened(task.id, self.layout.logs) as logs:
+            with opened_folder(task.id, self.layout.logs) as logs:
                 target = output_file(task)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(target, dir_fd=logs)  # of an earlier submission of this very attempt, which never ran
@@ -337,64 +327,13 @@ class JobBook:
         with contextlib.suppress(OSError):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(task.id, 0o750, dir_fd=self.layout.logs)
-            with _opened(self.folder(name, index)) as folder, _opened(task.id, self.layout.logs) as logs:
+            with opened_folder(self.folder(name, index)) as folder, opened_folder(task.id, self.layout.logs) as logs:
                 move_new(folder, b"out", logs, output_file(task).encode())
 
 
 def output_file(task: TaskName) -> str:
     """Return the name in logs/ID/ of what the job of an attempt wrote."""
     return f"job.{task.attempt}.out"
-
-
-# -- the job's side ---------------------------------------------------------------------------------------------------------
-
-
-def take_start(folder: Path, restart: int, facts: Mapping[str, Any]) -> bool:
-    """Take an attempt for this job; False where another copy, or the bridge, has it: then end at once, with success.
-
-    ``folder``: the task's; ``restart``: how often Slurm restarted the job. Raises OSError.
-    """
-    try:
-        with _opened(folder) as opened:
-            now = _sentinel(opened)
-            if now.void or now.started > restart:
-                return False
-            return _take(opened, restart, facts)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def write_beat(folder: Path, restart: int, counter: int) -> None:
-    """Show that the job lives. Raises OSError."""
-    with _opened(folder) as opened:
-        replace_json(opened, f"beat.{restart}.json", {"counter": counter}, durable=False)
-
-
-def write_result(folder: Path, restart: int, result: bytes) -> None:
-    """Write the result of the attempt, JSON, before its exit. Raises OSError."""
-    with _opened(folder) as opened:
-        temporary = f".result.{uuid7()}.tmp".encode()
-        write_new(opened, temporary, result, True)
-        os.rename(temporary, f"result.{restart}.json", src_dir_fd=opened, dst_dir_fd=opened)
-        sync(opened)
-
-
-def write_exit(folder: Path, restart: int, facts: Mapping[str, Any]) -> None:
-    """Write how the attempt ended: the last thing a job does. Raises OSError."""
-    with _opened(folder) as opened:
-        replace_json(opened, f"exit.{restart}.json", facts, durable=True)
-
-
-# -- below ------------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike[str], base: int | None = None) -> Iterator[int]:
-    descriptor = os.open(path, _OPEN, dir_fd=base)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _sync_all(folder: int, tick: Callable[[], object]) -> None:
@@ -421,40 +360,6 @@ def _sync_all(folder: int, tick: Callable[[], object]) -> None:
     if code := os.waitstatus_to_exitcode(status):
         code = code if code > 0 else errno.EIO
         raise OSError(code, os.strerror(code))
-
-
-def _take(folder: int, restart: int, facts: Mapping[str, Any]) -> bool:
-    """Make start.R.json, which one caller can."""
-    token, name = uuid7(), f"start.{restart}.json"
-    temporary = f".start.{token}.tmp".encode()
-    write_new(folder, temporary, orjson.dumps({"token": token, **facts}, option=orjson.OPT_APPEND_NEWLINE), True)
-    try:
-        taken = move_new(folder, temporary, folder, name.encode())
-    except FileExistsError:
-        taken = False
-    if not taken and (read_json(folder, name) or {}).get("token") != token:  # NFS may have done it and say it had not
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=folder)
-        return False
-    sync(folder)
-    return True
-
-
-def _sentinel(folder: int) -> Sentinel:
-    names = list_folder(folder)
-    starts = sorted(number for name in names if (number := _restart(name, "start")) is not None)
-    if not starts:
-        return Sentinel()
-    last = starts[-1]
-    start = read_json(folder, f"start.{last}.json") or {}
-    void = bool(start.get("void"))
-    return Sentinel(last, start, None if void else read_json(folder, f"exit.{last}.json"), void)
-
-
-def _restart(name: str, kind: str) -> int | None:
-    head, _, rest = name.partition(".")
-    number, _, tail = rest.partition(".")
-    return int(number) if head == kind and tail == "json" and number.isdecimal() and len(number) < 10 else None
 
 
 def _submission(name: str, intent: Mapping[str, Any], job: Mapping[str, Any]) -> Submission:

@@ -24,7 +24,7 @@ from .attempt import Outcome, run
 from .config import set_variable
 from .errors import ConfigError
 from .handlers import make
-from .jobbook import write_result
+from .jobfolder import write_result
 from .layout import replace_json
 from .parts import Task
 from .task import Cause

@@ -9,11 +9,8 @@ from dspy_supervisor.jobbook import (
     is_carried,
     name_prefix,
     new_name,
-    take_start,
-    write_beat,
-    write_exit,
-    write_result,
 )
+from dspy_supervisor.jobfolder import take_start, write_beat, write_exit, write_result
 from dspy_supervisor.layout import Layout
 from dspy_supervisor.task import TaskName
 

@@ -17,7 +17,7 @@ LAYERS = {
     "rules": {
         *("setting", "config_slurm", "config_gpu", "config_class", "config_table", "config_sources", "config"),
         *("filesystem", "log", "proctree", "runtime"),
-        *("layout", "record", "taskqueue", "jobbook", "walltime", "lookup", "producer", "pause", "census"),
+        *("layout", "record", "taskqueue", "jobfolder", "jobbook", "walltime", "lookup", "producer", "pause", "census"),
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
         *("devices", "cuda_errors", "cuda_process", "vram"),
         *("limit", "limit_terms", "adaptive", "gpu", "host"),

@@ -8,7 +8,8 @@ import pytest
 from dspy_fastpath.counters import Global, Page
 from dspy_supervisor.channel import Kind
 from dspy_supervisor.config import load
-from dspy_supervisor.jobbook import JobBook, take_start, write_exit, write_result
+from dspy_supervisor.jobbook import JobBook
+from dspy_supervisor.jobfolder import take_start, write_exit, write_result
 from dspy_supervisor.parts import ServicePost
 from dspy_supervisor.services.slurm.bridge import Bridge
 from dspy_supervisor.services.slurm.commands import ClusterConfig

@@ -4,7 +4,8 @@ import pytest
 from dspy_fastpath.counters import Counter, Global, Page
 from dspy_supervisor.channel import Kind
 from dspy_supervisor.config import load
-from dspy_supervisor.jobbook import JobBook, JobFacts, take_start
+from dspy_supervisor.jobbook import JobBook, JobFacts
+from dspy_supervisor.jobfolder import take_start
 from dspy_supervisor.lookup import find_one
 from dspy_supervisor.services.slurm.adopt import Adopter
 from dspy_supervisor.services.slurm.listing import JobRow

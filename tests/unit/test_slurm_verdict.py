@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from dspy_supervisor.jobbook import Sentinel
+from dspy_supervisor.jobfolder import Sentinel
 from dspy_supervisor.services.slurm.listing import AccountRow, JobRow
 from dspy_supervisor.services.slurm.states import LIVE, STATES
 from dspy_supervisor.services.slurm.verdict import (

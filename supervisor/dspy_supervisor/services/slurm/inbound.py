@@ -6,7 +6,7 @@ import time
 
 from dspy_fastpath.counters import Global
 
-from ...jobbook import Sentinel
+from ...jobfolder import Sentinel
 from ...log import log
 from ...task import Cause, TaskName
 from .hold import Hold

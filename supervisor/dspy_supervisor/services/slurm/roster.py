@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from ...jobbook import JobBook, Sentinel, Submission
+from ...jobbook import JobBook, Submission
+from ...jobfolder import Sentinel
 from ...task import Cause
 from .listing import AccountRow, JobRow
 from .states import LIVE, Fate, fate_of, look_up

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Any
 
-from ...jobbook import Sentinel
+from ...jobfolder import Sentinel
 from ...task import Cause
 from .listing import AccountRow, JobRow
 from .states import LIVE, Fate, fate_of, is_hopeless, look_up
