@@ -43,26 +43,32 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 def draw_replay(replays: Sequence[tuple[Recording, Sequence[Answers]]], path: Path) -> None:
     """Write a picture of recorded windows and what policies say to them. Raises ServiceUnavailable, OSError."""
     figure, save = _figure(path)
-    figure.set_size_inches(11, 5.5 * len(replays))
-    axes = figure.subplots(3 * len(replays), 1, squeeze=False, height_ratios=(3, 1.5, 1.5) * len(replays)).flatten()
+    figure.set_size_inches(11, 4.5 * len(replays))
+    axes = figure.subplots(2 * len(replays), 1, squeeze=False, height_ratios=(3, 1.5) * len(replays)).flatten()
     for i, (recording, answers) in enumerate(replays):
-        limits, rate, busy = axes[3 * i : 3 * i + 3]
+        limits, rate = axes[2 * i : 2 * i + 2]
         at_s, windows = recording.at_s, recording.windows
-        limits.step(at_s, windows[:, Input.LIMIT], where="pre", color="black", lw=1.6, label="limit that held")
-        limits.plot(at_s, windows[:, Input.INFLIGHT], color="#999999", lw=1, ls=":", label="tasks that ran")
+        limits.step(
+            at_s, windows[:, Input.LIMIT], where="pre", color="black", lw=4, alpha=0.25, label="limit that held"
+        )
+        limits.plot(at_s, windows[:, Input.INFLIGHT], color="#888888", lw=1, ls=":", label="tasks that ran")
         for one in answers:
-            limits.plot(at_s, one.limits, label=f"{one.policy} says", **_style(one.policy))
-        limits.set_title(f"{recording.workload}: what the policies say to what was recorded", loc="left")
+            limits.step(at_s, one.limits, where="post", label=f"{one.policy} says", **_style(one.policy))
         limits.set_ylabel("limit, tasks")
-        limits.set_ylim(bottom=0)
-        limits.legend(ncols=6, frameon=False, fontsize=8, loc="upper right")
-        rate.plot(at_s, windows[:, Input.DONE_RATE], color=_OTHER, lw=1)
+        rate.plot(at_s, windows[:, Input.DONE_RATE], color=_OTHER, lw=1, label="done, tasks/s")
         rate.set_ylabel("done, tasks/s")
-        busy.plot(at_s, 100.0 * windows[:, Input.GPU_BUSY], color=_OTHER, lw=1)
-        busy.set_ylabel("GPU busy, %")
-        busy.set_xlabel("recorded time, s")
-        for place in (limits, rate, busy):
+        rate.set_xlabel("recorded time, s")
+        if not np.isnan(windows[:, Input.GPU_BUSY]).all():
+            busy = rate.twinx()
+            busy.plot(at_s, 100.0 * windows[:, Input.GPU_BUSY], color="#c44e52", lw=1)
+            busy.set_ylabel("GPU busy, %", color="#c44e52")
+            busy.set_ylim(0, 105)
+        for place in (limits, rate):
             _tidy(place)
+            place.set_xlim(0, max(1.0, float(at_s[-1])))
+            place.set_ylim(0, max(1.0, place.get_ylim()[1]) * 1.1)
+        limits.set_title(f"{recording.workload}: what the policies say to what was recorded", loc="left")
+        limits.legend(ncols=6, frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.08))
     save()
 
 
