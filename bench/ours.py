@@ -28,6 +28,7 @@ class Ours(Player):
     """One supervisor with workers of one class."""
 
     handler = "bench.handlers:stamp"
+    options: tuple[str, ...] = ()  #: of `start`, beside those that every measurement has
 
     def __init__(self, folder: Path, sync: bool) -> None:
         super().__init__(folder, sync)
@@ -41,6 +42,7 @@ class Ours(Player):
             *("--queue-dir", self.path, "--runtime-dir", self.runtime),
             *("--handler", f"{CLASS}={self.handler}", "--workers", f"{CLASS}={workers}"),
             *(f"--workers={other}=0" for other in ("cpu_long", "gpu")),
+            *self.options,
         )
 
     def call(self) -> Call:
