@@ -138,11 +138,11 @@ def _carried(supervisor: Supervisor, owner: str, file: str) -> str:
 
 def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:
     page, name = supervisor.page, pool.name
-    why = supervisor.orders.reasons.get(name)
+    why, carrier = supervisor.orders.reasons.get(name), supervisor.carriers.get(name)
     return {
         "pending": supervisor.intake.pending_of(name),
         "inflight": supervisor.inflight(pool),
-        "limit": pool.limit,
+        "limit": carrier.window if carrier and carrier.is_on else pool.limit,
         "limit_max": pool.settings.most,
         "limit_reason": why[0] if why else None,
         "limit_why": why[1] if why else None,
