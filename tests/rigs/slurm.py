@@ -114,7 +114,7 @@ def accidents(bridge: Bridge, seed: int) -> str:
     bridge.check(drained=True)
     runs = bridge.runs()
     assert len({run[0] for run in runs}) == TASKS
-    return f"{TASKS} tasks, {len(happened)} accidents: all done, {len(runs) - TASKS} runs for dead nodes"
+    return f"{TASKS} tasks, {', '.join(happened)}: all done, {len(runs) - TASKS} of them twice for dead nodes"
 
 
 def amnesia(bridge: Bridge, seed: int) -> str:
