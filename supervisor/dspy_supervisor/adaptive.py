@@ -136,6 +136,8 @@ def _halve(
             back = max(half, limit)
     elif 0.0 < state[State.BEST] < limit:  # it was a trial that went wrong
         back = max(half, state[State.BEST])
+    elif cause == Reason.MEMORY.value:  # the host's memory is taken evenly, so a little less is enough
+        back = max(half, math.floor(0.9 * limit))
     if state[State.BEST] >= limit:
         state[State.BEST], state[State.BEST_DONE] = 0.0, 0.0
     if state[State.BELOW] >= back:
@@ -205,7 +207,7 @@ def _room(window: Sequence[float], state: MutableSequence[float], params: Sequen
         if need == 0.0:
             need = (1.0 - least) / window[Input.INFLIGHT]
         need = max(1e-6, need)
-        margin = 0.05 * need * window[Input.INFLIGHT]
+        margin = 0.08 * need * window[Input.INFLIGHT]
         room = limit + max(0.0, math.floor((least - params[Param.MEM_FREE_LOW] - margin) / need))
         if room < roof:
             roof, why = room, Reason.MEMORY.value
@@ -262,7 +264,7 @@ def _go(limit: float, to: float, window: Sequence[float], state: MutableSequence
     state[State.AIM] = to
     if to != limit:
         state[State.LOW_BEFORE], state[State.LOW_FREE], state[State.LOW_S] = 0.0, 0.0, 0.0
-        if state[State.MEM_LIMIT] > 0.0:
+        if 0.0 < state[State.MEM_LIMIT] < limit / 1.3:  # a smaller step tells more of the time between than of itself
             more = state[State.MEM_BEFORE] - state[State.MEM_LEAST]
             state[State.MEM_NEED] = max(1e-6, more / (limit - state[State.MEM_LIMIT]))
         state[State.MEM_LIMIT] = limit if to > limit and state[State.MEM_LEAST] > 0.0 else 0.0
