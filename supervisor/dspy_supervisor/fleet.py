@@ -50,6 +50,7 @@ class Fleet:
         self.used: dict[tuple[int, str], int] = {}  #: bytes by pid of the worker and UUID
         self._gpus: dict[str, Gpu] = {}
         self._lost_at: dict[str, float] = {}
+        self._lost: set[str] = set()  # whose holders were told
         self._note = ""
 
     def configure(self, memory_limit: int) -> None:
@@ -85,8 +86,9 @@ class Fleet:
         for device in self.ledger.devices:
             if uuid in (device.uuid, device.parent):
                 self._lost_at[device.uuid] = now
-                if device.uuid not in self.ledger.fenced:
+                if not (device.uuid in self._lost and device.uuid in self.ledger.fenced):
                     lost.append(device.uuid)
+                    self._lost.add(device.uuid)
                     self._fence(device.uuid, STATUSES[GpuStatus.LOST] or "")
         return lost
 
@@ -172,11 +174,15 @@ class Fleet:
         if one[GpuValue.COMPUTE_MODE] == _PROHIBITED:
             why = "its compute mode forbids any process (nvidia-smi -c)"
         fenced = self.ledger.fenced.get(device.uuid)
-        if why and not fenced:
+        is_lost = worst in _LOST and not (fenced and device.uuid in self._lost)  # perhaps only unreadable until now
+        if why and (is_lost or not fenced):
             self._fence(device.uuid, why)
-            return [device.uuid] if worst in _LOST else []
+        if is_lost:
+            self._lost.add(device.uuid)
+            return [device.uuid]
         if fenced and not why and one.at > self._lost_at.get(device.uuid, -math.inf) + _BACK_S:
             self.ledger.unfence(device.uuid)
+            self._lost.discard(device.uuid)
             log.info("gpu_back", uuid=device.uuid, was=fenced)
         return []
 

@@ -115,6 +115,25 @@ def test_what_is_not_well_is_fenced_and_given_back_when_it_is(page, status, valu
     assert one.ledger.place(Need(1)) == ("GPU-0",)
 
 
+@pytest.mark.parametrize("by_message", [False, True])
+def test_a_gpu_that_cannot_be_read_first_and_is_lost_then_loses_its_tasks(page, by_message):
+    write(page, 0, **memory(20))
+    one = fleet(page)
+    one.look(NOW, [])
+    write(page, 0, status=GpuStatus.UNREADABLE, **memory(20))
+    assert one.look(NOW + 1, []).lost == []
+    if by_message:
+        assert one.lose("GPU-0", NOW + 2) == ["GPU-0"]
+    write(page, 0, status=GpuStatus.LOST, **memory(20))
+    assert one.look(NOW + 2, []).lost == ([] if by_message else ["GPU-0"])
+    assert "lost" in one.ledger.fenced["GPU-0"]
+    assert one.look(NOW + 3, []).lost == [] and one.lose("GPU-0", NOW + 3) == []
+    write(page, 0, at=NOW + 10, **memory(20))
+    one.look(NOW + 10, [])
+    write(page, 0, at=NOW + 11, status=GpuStatus.LOST, **memory(20))
+    assert one.look(NOW + 11, []).lost == ["GPU-0"]
+
+
 def test_a_message_fences_at_once_and_an_older_sample_does_not_undo_it(page):
     write(page, 0, **memory(20))
     one = fleet(page)
