@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 
@@ -85,12 +85,14 @@ class Shelf(Backlog):
         self._front: list[Entry] = []  # sorted; what was taken from the heap to be looked at
         self._chosen: str | None = None
         self.changes = 0  #: advances whenever a task comes or goes
+        self.greet: Callable[[str], object] = str  #: is told of each that comes
 
     def add(self, file: str, arrived: float, priority: int) -> bool:
         """Take a task, as any backlog does."""
         added = super().add(file, arrived, priority)
         if added:
             self.changes += 1
+            self.greet(file)
             if self._front and self._heap[0] < self._front[-1]:  # it overtakes what is being looked at
                 heapq.heappush(self._heap, self._front.pop())
                 bisect.insort(self._front, heapq.heappop(self._heap))

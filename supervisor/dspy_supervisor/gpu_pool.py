@@ -55,6 +55,7 @@ class GpuPool(Pool):
     def __init__(self, owner: Owner, klass: int, settings: ClassConfig, backlog: Shelf) -> None:
         super().__init__(owner, klass, settings)
         self._backlog = backlog
+        backlog.greet = self._know_nothing
         self.fleet = Fleet(owner.page, gpu_environment(), owner.config.gpu_memory_limit, time.monotonic())
         self.learned = Learned()
         self._asked: dict[str, Asked] = {}
@@ -281,6 +282,11 @@ class GpuPool(Pool):
         self._backlog.discard(file)
         self._forget(file)
         self._owner.hold(self, file, why)
+
+    def _know_nothing(self, file: str) -> None:
+        """Forget what a task of this name asked for: it comes anew, and another may have had the name before."""
+        if self._asked.pop(file, None) is not None and file in self._booked:
+            self._forget(file)
 
     def _forget(self, file: str) -> None:
         """Take back what a task was given."""

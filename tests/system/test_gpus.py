@@ -273,6 +273,17 @@ def test_what_no_gpu_here_can_give_is_held_and_nonsense_is_refused(gpus: Gpus, t
     assert devices(gpus.result("many")) == [A, B, C]
 
 
+def test_a_task_under_a_name_that_another_had_gets_what_it_asks_for_itself(gpus: Gpus, tell: Tell) -> None:
+    tell(gpu(A), gpu(B))
+    one = gpus.begin(2, settings={"sweep_s": 0.5})
+    gpus.ask("same", gpus=3)
+    until_it_waits(one, "same", "it needs 3 GPUs, and there are 2 here")
+    (one.queue / "pending" / "same.json").unlink()
+    until(lambda: klass(one, "gpu")["held"] == 0, "it is forgotten")
+    assert devices(gpus.result(gpus.ask("same", gpus=2))) == [A, B]
+    gpus.check(drained=True)
+
+
 @pytest.mark.parametrize(
     ("environ", "seen"),
     [
