@@ -144,6 +144,14 @@ def test_config_show_names_the_origin_of_each_value(run, monkeypatch, tmp_path):
     assert document["settings"]["kinds"] == ["echo", "call"]
 
 
+def test_config_check_finds_a_handler_where_it_is_called_as_a_worker_does(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lies_here.py").write_text("def count(task): return 1\n")
+    code, _, error = run("config", "check", "--handler", "gpu=lies_here:count")
+    assert code == 0, error
+
+
 def test_config_check_imports_the_handlers_as_a_start_would(run, tmp_path, monkeypatch):
     assert run("config", "check", "--handler", "gpu=json:dumps")[0] == 0
     code, _, error = run("config", "check", "--handler", "gpu=json:dmups")

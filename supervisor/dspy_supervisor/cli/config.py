@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,6 +62,7 @@ def check(loaded: Loaded, imports: bool, as_json: bool) -> None:
     if imports:
         from ..parts import load
 
+        sys.path.append(os.getcwd())  # where workers look last
         for handler in handlers:
             load(handler)
     slips = {name: near for name in loaded.strangers if (near := nearest(name))}
