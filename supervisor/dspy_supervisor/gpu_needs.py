@@ -28,6 +28,11 @@ class Asked:
     worker: Worker | None = None
     started: float = 0.0  #: monotonic seconds; 0: it waits
 
+    @property
+    def is_raised(self) -> bool:
+        """Whether it is taken to need more memory than it says."""
+        return self.given.memory_bytes > self.need.memory_bytes
+
     @classmethod
     def of(cls, task: Claim, settings: ClassConfig, default: Need) -> Self:
         """Return what a task asks for; nonsense asks for the default, and its worker refuses it."""

@@ -192,7 +192,7 @@ class GpuPool(Pool):
             short = min(roomy, key=lambda uuid: free[uuid])
             self._why[file] = self.fleet.why_full(short, need, free[short], now)
             self._evict(short, idle, need.memory_bytes - free[short])
-            if not asked.declared and not any(ledger.holders(uuid) for uuid in roomy):
+            if asked.is_raised and not any(ledger.holders(uuid) for uuid in roomy):
                 self.learned.fade(asked.kind, need.memory_bytes, now)
         else:
             fenced = f"; out of use: {', '.join(ledger.fenced)}" if ledger.fenced else ""

@@ -65,3 +65,15 @@ def test_a_task_is_bounded_by_what_it_named_or_by_what_all_may_have():
     assert bound(named, ["GPU-a"], LEDGER) == 8 * GIB
     assert bound(asked(), ["GPU-a", "GPU-b"], LEDGER) == 18 * GIB
     assert bound(asked(), [], LEDGER) == 0
+
+
+def test_what_ran_out_fades_to_what_it_says_and_no_further():
+    learned, named = Learned(), asked({"gpu_memory": "8G"})
+    named.given = with_memory(named, LEDGER, learned)
+    assert not named.is_raised
+    learned.ran_out(named.kind, 8 * GIB, 0, 18 * GIB)
+    named.given = with_memory(named, LEDGER, learned)
+    assert named.is_raised
+    guessed = asked()
+    guessed.given = with_memory(guessed, LEDGER, learned)
+    assert guessed.is_raised
