@@ -15,13 +15,14 @@ from dspy_fastpath.counters import GpuStatus, GpuValue, Page, Telemetry
 
 from . import proctree
 from .devices import Device, Ledger, Need, gib, inherited, universe
-from .gpu import STATES, STATUSES, Gpu, read
+from .gpu import STATES, STATUSES, Gpu, Sight, read
 from .log import log
 from .vram import Promise, really_free
 
 STALE_S = 60.0  #: a sample so old says nothing about what others have taken meanwhile
 UNWATCHED_S = 30.0  #: telemetry that has said nothing for so long will not soon
 _PROHIBITED, _EXCLUSIVE = 2, 3  # of COMPUTE_MODE
+_INTERVAL_S = 1.0  # least time between two samples that is counted with: a busy host is late, and not silent
 _BACK_S = 5.0  # a GPU that was said to be lost must be well again for so long
 _MAX_DEPTH = 16  # of processes below a worker
 _LOST = (GpuStatus.LOST, GpuStatus.NEEDS_RESET)
@@ -39,9 +40,11 @@ class Change:
 class Fleet:
     """All GPUs, by UUID."""
 
-    def __init__(self, page: Page, environ: Mapping[str, str], memory_limit: int, started: float) -> None:
+    def __init__(
+        self, page: Page, environ: Mapping[str, str], memory_limit: int, started: float, interval_s: float = 1.0
+    ) -> None:
         """``environ``: the variables that bound this process to some GPUs. ``started``: monotonic seconds."""
-        self._page, self._environ, self._started = page, environ, started
+        self._page, self._environ, self._started, self._interval_s = page, environ, started, interval_s
         self._memory_limit = memory_limit
         self.ledger = Ledger((), memory_limit)
         self.obstacle = ""  #: why none can be given out, until something outside changes
@@ -53,8 +56,9 @@ class Fleet:
         self._lost: set[str] = set()  # whose holders were told
         self._note = ""
 
-    def configure(self, memory_limit: int) -> None:
-        """Take a new limit of each GPU's memory."""
+    def configure(self, memory_limit: int, interval_s: float) -> None:
+        """Take a new limit of each GPU's memory, and a new time between two samples."""
+        self._interval_s = max(interval_s, _INTERVAL_S)
         if memory_limit != self._memory_limit:
             self._memory_limit = self.ledger.memory_limit = memory_limit
             self.ledger.adopt(self.ledger.devices)
@@ -71,7 +75,7 @@ class Fleet:
         self.ledger.adopt(mine)
         for device in self.ledger.devices:
             change.lost += self._judge(device, now)
-        self._see(sight.state, now, found, mine, f"{variable}={visible}")
+        self._see(sight, now, found, mine, f"{variable}={visible}")
         if note and note != self._note:
             log.warning("gpus_left_out", variable=variable, value=visible, reason=note)
         self._note = note
@@ -141,8 +145,9 @@ class Fleet:
         free = one[GpuValue.MEMORY_FREE] if one else math.nan
         return None if math.isnan(free) else int(free)
 
-    def _see(self, state: Telemetry, now: float, found: list[Device], mine: tuple[Device, ...], wish: str) -> None:
+    def _see(self, sight: Sight, now: float, found: list[Device], mine: tuple[Device, ...], wish: str) -> None:
         """Say whether GPUs can be given out at all."""
+        state = sight.state
         why = STATES[state] or ""
         self.waiting = self.obstacle = ""
         if state is Telemetry.UNWATCHED:
@@ -162,6 +167,8 @@ class Fleet:
             self.obstacle = "all GPUs are out of use: " + "; ".join(f"{uuid}: {why}" for uuid, why in fenced.items())
         elif all(now - one.at > STALE_S for one in self._gpus.values()):
             self.obstacle = f"GPU telemetry has been silent for more than {STALE_S:.0f} s"
+        else:  # what passes by itself, or becomes one of these
+            self.waiting = sight.obstacle(now, self._interval_s) or ""
 
     def _judge(self, device: Device, now: float) -> list[str]:
         """Fence a device or give it back, by what telemetry says; return its UUID where what runs there is lost."""

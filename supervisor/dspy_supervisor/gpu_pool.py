@@ -345,7 +345,7 @@ class GpuPool(Pool):
             return
         self._owner.reactor.call_later(LOOK_S, self._look)
         self._events += 1
-        self.fleet.configure(self._owner.config.gpu_memory_limit)
+        self.fleet.configure(self._owner.config.gpu_memory_limit, self._owner.config.telemetry_interval_s)
         change = self.fleet.look(time.monotonic(), [worker.pid for worker in self.workers])
         for worker, seat in self._seats.items():
             if worker.fed:

@@ -49,7 +49,7 @@ def test_before_telemetry_has_looked_tasks_wait_and_after_a_while_they_are_held(
     assert one.look(NOW + UNWATCHED_S + 1, []).obstacle
     assert "has not looked" in one.obstacle
     page.set_global(Global.TELEMETRY, Telemetry.WATCHING)
-    write(page, 0, **memory(20))
+    write(page, 0, at=NOW + UNWATCHED_S + 2, **memory(20))
     change = one.look(NOW + UNWATCHED_S + 2, [])
     assert change.obstacle and change.devices and not (one.obstacle or one.waiting)
     assert not one.look(NOW + UNWATCHED_S + 3, []).devices
@@ -66,12 +66,28 @@ def test_no_gpu_and_a_driver_of_two_versions_are_obstacles(page, state, said):
     assert said in one.obstacle
 
 
-def test_a_library_that_fails_for_a_moment_is_none(page):
+def test_while_the_library_fails_tasks_wait_and_are_not_held(page):
     write(page, 0, **memory(20))
     page.set_global(Global.TELEMETRY, Telemetry.TROUBLED)
     one = fleet(page)
     one.look(NOW, [])
-    assert not one.obstacle and not one.waiting
+    assert one.waiting == "the GPU driver's library fails" and not one.obstacle
+    page.set_global(Global.TELEMETRY, Telemetry.WATCHING)
+    one.look(NOW, [])
+    assert not one.waiting
+
+
+def test_a_sample_older_than_three_intervals_is_waited_behind(page):
+    write(page, 0, **memory(20))
+    one = fleet(page)
+    one.configure(0, 2.0)
+    one.look(NOW + 5.9, [])
+    assert not one.waiting
+    one.look(NOW + 6.1, [])
+    assert one.waiting == "GPU telemetry is silent for 6 s" and not one.obstacle
+    one.configure(0, 0.1)
+    one.look(NOW + 2.9, [])
+    assert not one.waiting
 
 
 def test_an_inherited_set_with_nothing_in_it_is_named(page):
@@ -180,7 +196,7 @@ def test_a_new_limit_counts_from_the_next_look(page):
     one = fleet(page, limit=8 * GIB)
     one.look(NOW, [])
     assert one.ledger.never(Need(1, memory_bytes=10 * GIB))
-    one.configure(16 * GIB)
+    one.configure(16 * GIB, 1.0)
     assert not one.ledger.never(Need(1, memory_bytes=10 * GIB))
 
 
