@@ -12,7 +12,7 @@ from dspy_supervisor.gpu import GPUS, read
 from dspy_supervisor.link import Link
 from dspy_supervisor.parts import ServicePost
 from dspy_supervisor.services.source import Device
-from dspy_supervisor.services.telemetry import Board, known, patient, run
+from dspy_supervisor.services.telemetry import Board, described, known, patient, run
 from dspy_supervisor.services.watch import View
 
 from tests.conftest import until
@@ -118,6 +118,17 @@ def test_the_next_process_tells_again_of_what_is_fenced(nvml, service, page):
     one.until(lambda: any(message["op"] == "gpu_lost" for message in one.heard), "the fence")
     assert [gpu.uuid for gpu in read(page).gpus] == ["GPU-gone", "GPU-a"]
     assert page.get_global(Global.GPU_LOSSES) == 0
+
+
+def test_memory_that_is_not_told_is_none_and_not_0(nvml, service, page):
+    page.gpu_write(0, b"GPU-a", {}, 1.0, GpuStatus.HEALTHY)  # as an earlier process knew it
+    nvml.fails("*", "nvmlInitWithFlags", MISMATCH)
+    one = service()
+    one.until(one.state, "its state")
+    assert (one.state()["gpus"], one.state()["gpu_memory"]) == (1, [])
+    silent, telling = Device("GPU-b", values={GpuValue.MEMORY_TOTAL: math.nan}), {GpuValue.MEMORY_TOTAL: 24.0}
+    view = View(Telemetry.WATCHING, "", (silent, Device("GPU-c", values=telling)))
+    assert described(view)["gpu_memory"] == [24]
 
 
 def test_a_mismatch_says_reboot_needed_in_page_and_status(nvml, service, page):

@@ -6,6 +6,7 @@ hang of a library is the silence of this process, for which it is replaced.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -129,7 +130,7 @@ def described(view: View) -> dict[str, object]:
         "why": f"{STATES[view.state]}: {view.why}" if view.why else STATES[view.state] or "",
         "gpus": len(wholes),
         "slices": len(healthy) - len(wholes),
-        "gpu_memory": [int(device.values.get(GpuValue.MEMORY_TOTAL, 0)) for device in wholes],
+        "gpu_memory": [int(total) for d in wholes if (total := d.values.get(GpuValue.MEMORY_TOTAL, math.nan)) > 0],
         "fenced": {d.uuid: d.why for d in view.devices if d.status != GpuStatus.HEALTHY},
         **view.versions,
     }
