@@ -5,7 +5,7 @@
     python -m bench.controller_table [--seeds 5] [--strangers 60] [--scenario NAME ...] [--no-write]
 
 The whole table is printed; docs/controller.md and its picture are written anew, unless only some scenarios were asked for.
-The seeds begin at 201, and those of the strangers at 2001: `adaptive` was tuned with lower ones.
+The seeds begin at 301, and those of the strangers at 3001: `adaptive` was tuned with lower ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dspy_supervisor.simulate.judge import Outcome
 from dspy_supervisor.simulate.scenarios import SCENARIOS, stranger
 
 DOCS = Path(__file__).parents[1] / "docs"
-FIRST_SEED, FIRST_STRANGER = 201, 2001
+FIRST_SEED, FIRST_STRANGER = 301, 3001
 POLICIES = (Policy.ADAPTIVE, Policy.PLAN, Policy.WATERMARK, Policy.GRADIENT)
 
 _TEXT = """\
