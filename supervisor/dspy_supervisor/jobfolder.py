@@ -30,6 +30,7 @@ class Sentinel:
     start: Mapping[str, Any] = field(default_factory=dict)
     exit: Mapping[str, Any] | None = None  #: of the latest start, and no other: an older copy's result is refused
     void: bool = False  #: we took the attempt ourselves: no copy of this job will run
+    twice: bool = False  #: Slurm launched the latest start a second time, and that copy left the attempt to the first
 
 
 @contextlib.contextmanager
@@ -68,7 +69,8 @@ def read_sentinel(folder: int) -> Sentinel:
     last = starts[-1]
     start = read_json(folder, f"start.{last}.json") or {}
     void = bool(start.get("void"))
-    return Sentinel(last, start, None if void else read_json(folder, f"exit.{last}.json"), void)
+    ended = None if void else read_json(folder, f"exit.{last}.json")
+    return Sentinel(last, start, ended, void, f"twice.{last}.json" in names)
 
 
 def take_start(folder: Path, restart: int, facts: Mapping[str, Any]) -> bool:
@@ -81,7 +83,12 @@ def take_start(folder: Path, restart: int, facts: Mapping[str, Any]) -> bool:
             now = read_sentinel(opened)
             if now.void or now.started > restart:
                 return False
-            return take(opened, restart, facts)
+            if take(opened, restart, facts):
+                return True
+            # A node that lost power in the midst of a launch gets the same launch again: the bridge must know why this
+            # job ends with success and without a word.
+            replace_json(opened, f"twice.{restart}.json", facts, durable=True)
+            return False
     except (FileNotFoundError, NotADirectoryError):
         return False
 

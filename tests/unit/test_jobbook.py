@@ -87,9 +87,11 @@ def test_of_two_copies_of_a_job_one_takes_the_attempt(book):
     submission = write(book, "a1.json")
     folder = book.folder(submission.name, 0)
     assert take_start(folder, 0, {"job_id": "7"})
+    assert not book.sentinel(submission.name, 0).twice
     assert not take_start(folder, 0, {"job_id": "8"})
+    assert book.sentinel(submission.name, 0).twice
     assert book.sentinel(submission.name, 0).start["job_id"] == "7"
-    assert sorted(os.listdir(folder)) == ["environment", "out", "start.0.json", "task.json"]
+    assert sorted(os.listdir(folder)) == ["environment", "out", "start.0.json", "task.json", "twice.0.json"]
 
 
 def test_after_the_bridge_has_taken_an_attempt_no_job_can(book):

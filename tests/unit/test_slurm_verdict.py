@@ -65,6 +65,13 @@ def test_success_needs_the_jobs_own_word():
     assert (late.do, late.cause) == (Do.FAIL, Cause.EXIT) and "no word" in late.message
 
 
+def test_a_job_that_was_launched_twice_and_lost_its_first_copy_is_nobodys_fault():
+    twice = evidence(
+        row=row("COMPLETED"), account=account("COMPLETED"), sentinel=replace(BEGAN, twice=True), over_s=6.0
+    )
+    assert (judge(twice).do, judge(twice).cause) == (Do.AGAIN, Cause.LOST)
+
+
 def test_what_is_missing_is_neither_done_nor_lost_before_long():
     assert judge(evidence()).do is Do.WAIT
     assert judge(evidence(listings=1, missing_s=1.0, over_s=1.0)).do is Do.WAIT

@@ -150,6 +150,9 @@ def _over(evidence: Evidence, written: str, account: AccountRow | None) -> Verdi
         return Verdict(Do.AGAIN if cause is Cause.LOST else Do.FAIL, state.word, cause, message, used)
     if state.fate is Fate.AGAIN:
         return Verdict(Do.AGAIN, state.word, Cause.LOST, f"{state.text} ({state.word})", used)
+    if state.word == "COMPLETED" and evidence.sentinel.twice:
+        message = "Slurm launched the job twice, and the copy that had begun left no word of its end"
+        return Verdict(Do.AGAIN, state.word, Cause.LOST, message, used)
     if state.word == "COMPLETED":
         message = "the job is COMPLETED, but the program that runs the task left no word of its end"
         return _fail(evidence, account, state.word, Cause.EXIT, message)
