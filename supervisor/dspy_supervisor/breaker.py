@@ -23,6 +23,10 @@ class Breaker:
             self.failed = f"{self.failures} in a row died at their start; the last: {why}"
         return min(self.cap_s, _FIRST_S * 2.0 ** min(self.failures - 1, 60))
 
+    def allow_one(self) -> None:
+        """Let one more start be tried: it opens again at the next death, unless `reset` comes before."""
+        self.failures, self.failed = self.starts - 1, ""
+
     def reset(self) -> None:
         """Begin anew: it worked, or somebody asks to try again."""
         self.failures, self.failed = 0, ""

@@ -1,7 +1,7 @@
 """A process beside the workers, as telemetry, the controller or the Slurm bridge: forked, listened to, replaced.
 
 A service that dies or says nothing for `HUNG_S` is replaced without a task coming to harm; one that dies over and over is
-given up with its reason, and the rest goes on.
+given up with its reason, tried once in `MEND_S`, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from .reactor import Reactor, Timer
 HUNG_S = 10.0  #: a service that says nothing for so long is replaced
 LOOK_S = 2.0  #: between two looks at whether it hangs
 _STACKS_S = 0.2  # what a hung service gets to write its stacks
+MEND_S = 60.0  #: one that was given up is tried again so often: what it died of may have passed
 _HEALTHY_S = 30.0  # a service that lived so long did not die of its start
 
 
@@ -246,15 +247,26 @@ class Sidecar:
         else:
             delay_s = self._breaker.trip(self.state.get("broken") or why)
         if self.failed:
-            log.error("service_failed", service=self.name, reason=self.failed, retry="a reload tries again")
+            retry = f"a reload tries again, and so do we, once in {MEND_S:.0f} s"
+            log.error("service_failed", service=self.name, reason=self.failed, retry=retry)
+            self._later(MEND_S, self._try)
             return
         log.warning("service_died", service=self.name, reason=why, next=f"starting it again in {delay_s:g} s")
         self._start_later(delay_s)
 
     def _start_later(self, delay_s: float) -> None:
+        self._later(delay_s, self.start)
+
+    def _try(self) -> None:
+        """Start it once, and give it up again where it dies once more."""
+        if self.failed:
+            self._breaker.allow_one()
+            self.start()
+
+    def _later(self, delay_s: float, action: Callable[[], object]) -> None:
         if self._again is not None:
             self._again.cancel()
-        self._again = self._owner.reactor.call_later(delay_s, self.start)
+        self._again = self._owner.reactor.call_later(delay_s, action)
 
 
 def _end_child(pid: int) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from dspy_supervisor import crew
+from dspy_supervisor import crew, sidecar
 from dspy_supervisor.__main__ import main
 from dspy_supervisor.channel import Kind
 from dspy_supervisor.layout import Layout
@@ -81,4 +81,5 @@ if __name__ == "__main__":
         crew.Kind("controller", f"tests.system.{here}:steer", lambda config: config.policy != "plan"),
         crew.Kind("slurm", f"tests.system.{here}:carry", lambda _: True),
     )
+    sidecar.MEND_S = float(os.environ.get("CREW_MEND_S", sidecar.MEND_S))
     sys.exit(main())

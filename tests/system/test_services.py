@@ -96,6 +96,16 @@ def test_a_service_that_dies_over_and_over_is_given_up_until_a_reload(supervisor
     assert services(one)["controller"]["failed"] is None
 
 
+def test_a_service_that_was_given_up_is_tried_again_now_and_then(supervisor, crew):
+    crew("controller", "die")
+    one = supervisor(program=CREW, settings={"breaker_starts": 2}, environ={"CREW_MEND_S": "0.5"})
+    until(lambda: services(one)["controller"]["restarts"] >= 4, "it was tried twice after it was given up")
+    assert one.log.count("service_failed") >= 2
+    crew("controller", 1)
+    until(lambda: services(one)["controller"].get("word") == "1", "it runs again")
+    assert services(one)["controller"]["failed"] is None
+
+
 def test_tasks_of_a_carried_class_are_run_by_the_service(supervisor, crew):
     one = supervisor(program=CREW)
     with Queue(one.queue) as queue:
