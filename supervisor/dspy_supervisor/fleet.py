@@ -74,7 +74,7 @@ class Fleet:
         mine, note = universe(found, visible)
         self.ledger.adopt(mine)
         for device in self.ledger.devices:
-            change.lost += self._judge(device, now)
+            change.lost += self._judge(device, now, device in mine)
         self._see(sight, now, found, mine, f"{variable}={visible}")
         if note and note != self._note:
             log.warning("gpus_left_out", variable=variable, value=visible, reason=note)
@@ -170,7 +170,7 @@ class Fleet:
         else:  # what passes by itself, or becomes one of these
             self.waiting = sight.obstacle(now, self._interval_s) or ""
 
-    def _judge(self, device: Device, now: float) -> list[str]:
+    def _judge(self, device: Device, now: float, is_ours: bool) -> list[str]:
         """Fence a device or give it back, by what telemetry says; return its UUID where what runs there is lost."""
         one = self._gpus.get(device.uuid)
         if one is None:
@@ -187,7 +187,7 @@ class Fleet:
         if is_lost:
             self._lost.add(device.uuid)
             return [device.uuid]
-        if fenced and not why and one.at > self._lost_at.get(device.uuid, -math.inf) + _BACK_S:
+        if fenced and is_ours and not why and one.at > self._lost_at.get(device.uuid, -math.inf) + _BACK_S:
             self.ledger.unfence(device.uuid)
             self._lost.discard(device.uuid)
             log.info("gpu_back", uuid=device.uuid, was=fenced)

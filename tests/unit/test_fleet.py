@@ -150,6 +150,21 @@ def test_a_gpu_that_cannot_be_read_first_and_is_lost_then_loses_its_tasks(page, 
     assert one.look(NOW + 11, []).lost == ["GPU-0"]
 
 
+def test_a_gpu_that_was_cut_in_slices_under_a_task_is_not_given_out_again(page):
+    write(page, 0, **memory(80, 80))
+    one = fleet(page)
+    one.look(NOW, [])
+    one.ledger.take("a.json", ("GPU-0",), Need(share=0.5))
+    write(page, 0, mig=1, **memory(80, 80))
+    write(page, 1, parent=0, **memory(10, 10))
+    for _ in range(2):
+        one.look(NOW, [])
+        assert one.ledger.fenced == {"GPU-0": "it is no longer there"}
+    one.ledger.release("a.json")
+    one.look(NOW, [])
+    assert uuids(one) == ["GPU-1"]
+
+
 def test_a_message_fences_at_once_and_an_older_sample_does_not_undo_it(page):
     write(page, 0, **memory(20))
     one = fleet(page)
