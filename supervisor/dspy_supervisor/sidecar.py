@@ -36,6 +36,7 @@ HUNG_S = 10.0  #: a service that says nothing for so long is replaced
 LOOK_S = 2.0  #: between two looks at whether it hangs
 _STACKS_S = 0.2  # what a hung service gets to write its stacks
 MEND_S = 60.0  #: one that was given up is tried again so often: what it died of may have passed
+_DEATH_S = 5.0  # SIGKILL takes effect at once, but for a process that waits for a disk or a driver
 _HEALTHY_S = 30.0  # a service that lived so long did not die of its start
 
 
@@ -73,6 +74,7 @@ class _Process:
     channel: socket.socket
     started: float  # monotonic seconds
     silent_s: float = 0.0
+    renewed: bool = False  # told to end, to make room for one that knows the new configuration
 
 
 class Sidecar:
@@ -133,7 +135,7 @@ class Sidecar:
     def renew(self) -> None:
         """Let it end, and start it anew: the configuration changed."""
         if self._process is not None:
-            self._process.started = -_HEALTHY_S  # an end that was asked for is no failure
+            self._process.renewed = True
             self.send(STOP)
 
     def end_now(self) -> None:
@@ -141,8 +143,14 @@ class Sidecar:
         self._stopping = True
         if (process := self._process) is not None:
             proctree.kill_tree([process.pid], signal.SIGKILL)
-            proctree.wait_gone([process.pid], time.monotonic() + 5.0)
-            self._exited(process)
+            if proctree.wait_gone([process.pid], time.monotonic() + _DEATH_S):
+                self._exited(process)
+            else:
+                log.error(
+                    "service_stuck", service=self.name, worker=process.pid, next="going on without waiting for it"
+                )
+                self._process = None
+                self._part(process)
 
     def look(self, now: float) -> None:
         """Replace it where it hangs; called every few seconds (``now``: monotonic)."""
@@ -230,15 +238,15 @@ class Sidecar:
         self._readable(process)  # what it said before it died
         self._process = None
         _, status = os.waitpid(process.pid, 0)
-        self._owner.reactor.remove(process.channel.fileno())
-        self._owner.reactor.remove(process.pidfd)
-        os.close(process.pidfd)
-        process.channel.close()
+        self._part(process)
         self._owner.ended(self)
         code = os.waitstatus_to_exitcode(status)
         why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self._stopping:
             log.info("service_ended", service=self.name, reason=why)
+            return
+        if process.renewed:
+            self.start()
             return
         self.restarts += 1
         if time.monotonic() - process.started >= _HEALTHY_S:
@@ -253,6 +261,13 @@ class Sidecar:
             return
         log.warning("service_died", service=self.name, reason=why, next=f"starting it again in {delay_s:g} s")
         self._start_later(delay_s)
+
+    def _part(self, process: _Process) -> None:
+        """Listen no more to a process that is gone, or out of reach."""
+        self._owner.reactor.remove(process.channel.fileno())
+        self._owner.reactor.remove(process.pidfd)
+        os.close(process.pidfd)
+        process.channel.close()
 
     def _start_later(self, delay_s: float) -> None:
         self._later(delay_s, self.start)

@@ -59,6 +59,17 @@ def test_a_limit_set_by_hand_stays_until_a_reload(supervisor, crew):
     until(lambda: limit(one) == 2, "the limit is 2")
 
 
+def test_a_reload_that_changes_something_renews_the_services_without_a_word_of_failure(supervisor, crew, tmp_path):
+    (tmp_path / "dspy-supervisor.toml").write_text("[class.cpu_short]\nworkers = 2\n")
+    one = supervisor(program=CREW, settings={"breaker_starts": 1})
+    before = {until(lambda name=name: services(one)[name]["pid"], f"{name} runs") for name in ("controller", "slurm")}
+    (tmp_path / "dspy-supervisor.toml").write_text("[class.cpu_short]\nworkers = 2\nmax_tasks = 9\n")
+    assert one.ask("reload")["applied"] == ["class.cpu_short.max_tasks"]
+    until(lambda: before.isdisjoint({service["pid"] for service in services(one).values()}), "both are new")
+    assert [(service["restarts"], service["failed"]) for service in services(one).values()] == [(0, None)] * 2
+    assert "service_died" not in one.log
+
+
 @pytest.mark.parametrize("word", ["die", "babble"])
 def test_a_service_that_goes_wrong_is_replaced_and_its_last_limit_holds(supervisor, crew, word):
     one = supervisor("--workers", "cpu_short=4", program=CREW, settings={"breaker_starts": 1000})

@@ -53,6 +53,7 @@ class Service:
         return until(looked, what)
 
     def state(self):
+        self.heard += self.link.receive(0)
         states = [message for message in self.heard if message["op"] == "state"]
         return states[-1] if states else {}
 
