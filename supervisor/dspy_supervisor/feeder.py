@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 from .backlog import Backlog, Shares
 from .carrier import Carrier
-from .pool import Pool, Worker
+from .pool import Pool
+from .pool_worker import Worker
 from .reactor import Reactor
 
 _TICK_S = 0.25  # what runs is looked at so often, for as long as anything runs

@@ -14,7 +14,7 @@ from .record import Claim
 from .vram import GUESS, Learned
 
 if TYPE_CHECKING:
-    from .pool import Worker
+    from .pool_worker import Worker
 
 
 @dataclass(slots=True)

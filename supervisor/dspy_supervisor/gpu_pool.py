@@ -27,7 +27,8 @@ from .fleet import Fleet
 from .gpu_needs import Asked, bound, default_need, with_memory
 from .gpu_worker import ENDED, MEMORY, GpuWorker, Told, hear
 from .log import log
-from .pool import Owner, Pool, Worker
+from .pool import Owner, Pool
+from .pool_worker import Worker
 from .task import Cause
 from .taskqueue import Unusable
 from .vram import Learned, Promise
@@ -377,13 +378,9 @@ class GpuPool(Pool):
         if self.failed:
             return
         if by := started_by():
-            self.failed = (
+            self._give_up(
                 f"CUDA was started in the supervisor's own process, by {by}, and a forked worker could not use it: import "
                 "such libraries in the handler's module only, or run the supervisor as a program, 'dspy-supervisor start'"
-            )
-            self._owner.page.set(self.klass, Gauge.STATE, 2)
-            log.error(
-                "class_failed", klass=self.name, reason=self.failed, retry="'queue resume' or a reload tries again"
             )
             return
         self._seating = self._next_seat()

@@ -38,7 +38,8 @@ from .nodes import Observer, Presence
 from .notify import Notifier
 from .orders import Orders
 from .pause import Pause
-from .pool import Death, Pool, Worker
+from .pool import Pool
+from .pool_worker import Death, Worker
 from .reactor import Reactor
 from .record import Claim
 from .recovery import clear_old

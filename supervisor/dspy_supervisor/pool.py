@@ -14,18 +14,19 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from dspy_fastpath.counters import Counter, Gauge, Page, SlotState
 
 from . import proctree
 from .birth import fork
 from .bounds import Running, Watch, resident_bytes
+from .breaker import Breaker
 from .channel import LONG_S, MAX_NAMES, MAX_PACKET, SHORT_S, Kind, Report, pack_names, unpack
 from .config import ClassConfig, Config
 from .log import log
 from .nodes import Presence
+from .pool_worker import Death, Doom, Worker, explain, oom_kills
 from .reactor import Reactor
 from .task import Cause
 from .taskqueue import TaskQueue
@@ -71,51 +72,6 @@ class Owner(Protocol):
         """Look again at all that could not run."""
 
 
-@dataclass(slots=True)
-class Death:
-    """How a worker ended."""
-
-    status: int  #: wait status
-    cause: Cause
-    message: str
-    wanted: bool  #: it was told to end, and had nothing in hand
-    file: str = ""  #: the task it was ended for; another that it had in hand by then is not to blame
-    stacks: str = ""
-    start_ns: int = 0  #: monotonic, of the task in hand; 0: none had begun
-
-
-class Doom(NamedTuple):
-    """Why a worker is being ended."""
-
-    cause: Cause
-    message: str
-    file: str  #: the task that is to blame; "": whatever it has in hand
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One worker process, seen from the supervisor."""
-
-    pid: int
-    pidfd: int
-    slot: int
-    incarnation: int  #: no two workers have the same
-    owner: str
-    channel: socket.socket
-    stacks: int
-    started: float  #: monotonic seconds
-    settings: ClassConfig
-    retire_after: int  #: tasks; 0: never
-    fed: dict[str, float] = field(default_factory=dict)  #: names it has and did not report on: when they were fed
-    ready: bool = False
-    deaf: bool = False  #: its end of the channel is closed
-    ending: bool = False  #: told to end when it has nothing in hand
-    silent_s: float = 0.0  #: how long it has had names, begun none of them and said nothing
-    tasks: int = 0
-    doom: Doom | None = None  #: why it is being killed
-    oom_kills: int = 0  #: of this host, when it started
-
-
 class Pool:
     """The workers of one class."""
 
@@ -124,13 +80,12 @@ class Pool:
         self.klass, self.settings = klass, settings
         self.workers: list[Worker] = []
         self.size = settings.most  #: processes to have; the limit, which may be lower, holds by not feeding
-        self.failed: str = ""  #: why no worker is started any more
         self.trouble: str = ""  #: why nothing is fed at the moment
         self.paused = self.suspended = False
         self.mean_run_s = 1.0  #: of the tasks of late
         self._watch = Watch()
         self._looked_at = 0.0  # monotonic seconds, when deadlines were checked
-        self._failures = 0  # deaths at start, in a row
+        self._breaker = self._new_breaker()
         self._spawn_at = 0.0  # monotonic seconds
         self.renew = False  #: the configuration changed: workers that know the old one are replaced
         self._broken = ""  # what a worker said before it ended at its start
@@ -142,6 +97,11 @@ class Pool:
     def name(self) -> str:
         """The class."""
         return self.settings.name
+
+    @property
+    def failed(self) -> str:
+        """Why no worker is started any more, or nothing."""
+        return self._breaker.failed
 
     @property
     def limit(self) -> int:
@@ -355,7 +315,7 @@ class Pool:
                 self._owner.fed.discard(report.file)
             if report.kind in (Kind.DONE, Kind.FAILED, Kind.RETRIED):
                 worker.tasks += 1
-                self._failures = 0
+                self._breaker.failures = 0
                 self.mean_run_s += 0.2 * (report.run_s - self.mean_run_s)
             self._owner.reported(self, report)
             if not worker.fed and (worker.ending or self._is_worn(worker, time.monotonic())):
@@ -368,7 +328,7 @@ class Pool:
         owner = self._owner
         owner.reactor.remove(worker.channel.fileno())
         owner.reactor.remove(worker.pidfd)
-        death = self._explain(worker, status)
+        death = explain(worker, status, self.name)
         for descriptor in (worker.pidfd, worker.stacks):
             os.close(descriptor)
         worker.channel.close()
@@ -446,52 +406,34 @@ class Pool:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(worker.pidfd, number)
 
-    def _explain(self, worker: Worker, status: int) -> Death:
-        stacks = ""
-        if worker.doom is not None:
-            size = min(os.fstat(worker.stacks).st_size, 3072)
-            stacks = os.pread(worker.stacks, size, 0).decode(errors="replace")
-            cause, message, file = worker.doom
-            return Death(status, cause, message, wanted=False, file=file, stacks=stacks)
-        code = os.waitstatus_to_exitcode(status)
-        who = f"worker {worker.pid} ({self.name})"
-        if code == -signal.SIGKILL and oom_kills() > worker.oom_kills:
-            return Death(status, Cause.OUT_OF_MEMORY, f"{who} was killed by the kernel, which was out of memory", False)
-        if code < 0:
-            return Death(status, Cause.SIGNAL, f"{who} was killed by {signal.Signals(-code).name}", False)
-        return Death(status, Cause.EXIT, f"{who} ended with exit code {code}", worker.ending and code == 0)
-
     def _back_off(self, why: str) -> None:
-        self._failures += 1
-        config = self._owner.config
-        if self._failures >= config.breaker_starts:
-            self.failed = f"{self._failures} workers in a row died at their start; the last: {why}"
-            self._owner.page.set(self.klass, Gauge.STATE, 2)
-            log.error(
-                "class_failed", klass=self.name, reason=self.failed, retry="'queue resume' or a reload tries again"
-            )
+        delay_s = self._breaker.trip(why)
+        if self.failed:
+            self._say_failed()
             return
-        delay_s = min(config.backoff_cap_s, 0.1 * 2 ** (self._failures - 1))
         self._spawn_at = time.monotonic() + delay_s
         log.warning("backing_off", klass=self.name, delay_s=delay_s, reason=why)
         self._owner.reactor.call_later(delay_s, self.adjust)
 
+    def _give_up(self, why: str) -> None:
+        """Start no worker any more, for a reason that more tries don't change."""
+        self._breaker.failed = why
+        self._say_failed()
+
+    def _say_failed(self) -> None:
+        self._owner.page.set(self.klass, Gauge.STATE, 2)
+        log.error("class_failed", klass=self.name, reason=self.failed, retry="'queue resume' or a reload tries again")
+
     def mend(self) -> None:
         """Try again after the breaker opened."""
-        self.failed, self._failures, self._spawn_at = "", 0, 0.0
+        self._breaker, self._spawn_at = self._new_breaker(), 0.0
         self._owner.page.set(self.klass, Gauge.STATE, 1 if self.paused else 0)
         self.adjust()
+
+    def _new_breaker(self) -> Breaker:
+        return Breaker(self._owner.config.breaker_starts, self._owner.config.backoff_cap_s)
 
 
 def _end_child(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-
-
-def oom_kills() -> int:
-    """Return how many processes the kernel of this host killed for memory since it started."""
-    with contextlib.suppress(OSError), open("/proc/vmstat", "rb") as file:
-        for line in file:
-            if line.startswith(b"oom_kill "):
-                return int(line.split()[1])
-    return 0

@@ -25,7 +25,8 @@ from .worker import COUNTED
 
 if TYPE_CHECKING:
     from .loop import Supervisor
-    from .pool import Death, Pool, Worker
+    from .pool import Pool
+    from .pool_worker import Death, Worker
 
 _CAUSES = tuple(Cause)
 

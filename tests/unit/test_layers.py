@@ -33,6 +33,7 @@ LAYERS = {
         "worker",
         "intake",
         "pool",
+        "pool_worker",
         "gpu_needs",
         "gpu_pool",
         "gpu_worker",

@@ -1,7 +1,7 @@
 """The queue against a model of it: random interleavings of everything that moves tasks, with deaths anywhere.
 
 The model knows of each accepted task what it is and where it must be. After every step the folders are compared with it, and
-the invariants of PROTOCOL.md are asserted. Where a process dies in a step, the queue may have done it or not, and nothing else.
+the invariants of its protocol are asserted. Where a process dies in a step, the queue may have done it or not, and nothing else.
 """
 
 from __future__ import annotations

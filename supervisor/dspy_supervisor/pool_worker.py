@@ -1,0 +1,84 @@
+"""A worker process, seen from its pool: what it has in hand, why it is being ended, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .config import ClassConfig
+from .task import Cause
+
+
+@dataclass(slots=True)
+class Death:
+    """How a worker ended."""
+
+    status: int  #: wait status
+    cause: Cause
+    message: str
+    wanted: bool  #: it was told to end, and had nothing in hand
+    file: str = ""  #: the task it was ended for; another that it had in hand by then is not to blame
+    stacks: str = ""
+    start_ns: int = 0  #: monotonic, of the task in hand; 0: none had begun
+
+
+class Doom(NamedTuple):
+    """Why a worker is being ended."""
+
+    cause: Cause
+    message: str
+    file: str  #: the task that is to blame; "": whatever it has in hand
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker process, seen from the supervisor."""
+
+    pid: int
+    pidfd: int
+    slot: int
+    incarnation: int  #: no two workers have the same
+    owner: str
+    channel: socket.socket
+    stacks: int
+    started: float  #: monotonic seconds
+    settings: ClassConfig
+    retire_after: int  #: tasks; 0: never
+    fed: dict[str, float] = field(default_factory=dict)  #: names it has and did not report on: when they were fed
+    ready: bool = False
+    deaf: bool = False  #: its end of the channel is closed
+    ending: bool = False  #: told to end when it has nothing in hand
+    silent_s: float = 0.0  #: how long it has had names, begun none of them and said nothing
+    tasks: int = 0
+    doom: Doom | None = None  #: why it is being killed
+    oom_kills: int = 0  #: of this host, when it started
+
+
+def explain(worker: Worker, status: int, klass: str) -> Death:
+    """Return how a worker of a class ended, by its wait status and by what we did to it."""
+    stacks = ""
+    if worker.doom is not None:
+        size = min(os.fstat(worker.stacks).st_size, 3072)
+        stacks = os.pread(worker.stacks, size, 0).decode(errors="replace")
+        cause, message, file = worker.doom
+        return Death(status, cause, message, wanted=False, file=file, stacks=stacks)
+    code = os.waitstatus_to_exitcode(status)
+    who = f"worker {worker.pid} ({klass})"
+    if code == -signal.SIGKILL and oom_kills() > worker.oom_kills:
+        return Death(status, Cause.OUT_OF_MEMORY, f"{who} was killed by the kernel, which was out of memory", False)
+    if code < 0:
+        return Death(status, Cause.SIGNAL, f"{who} was killed by {signal.Signals(-code).name}", False)
+    return Death(status, Cause.EXIT, f"{who} ended with exit code {code}", worker.ending and code == 0)
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel of this host killed for memory since it started."""
+    with contextlib.suppress(OSError), open("/proc/vmstat", "rb") as file:
+        for line in file:
+            if line.startswith(b"oom_kill "):
+                return int(line.split()[1])
+    return 0
