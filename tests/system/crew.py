@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from dspy_supervisor import crew, sidecar
+from dspy_supervisor import crew, loop, orders, sidecar
 from dspy_supervisor.__main__ import main
 from dspy_supervisor.channel import Kind
 from dspy_supervisor.layout import Layout
@@ -81,5 +81,7 @@ if __name__ == "__main__":
         crew.Kind("controller", f"tests.system.{here}:steer", lambda config: config.policy != "plan"),
         crew.Kind("slurm", f"tests.system.{here}:carry", lambda _: True),
     )
+    if patience_s := os.environ.get("CREW_PATIENCE_S"):  # with a controller that is silent
+        orders._STEERED_S, loop._STEER_S = float(patience_s), 0.1
     sidecar.MEND_S = float(os.environ.get("CREW_MEND_S", sidecar.MEND_S))
     sys.exit(main())

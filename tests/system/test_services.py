@@ -70,6 +70,17 @@ def test_a_reload_that_changes_something_renews_the_services_without_a_word_of_f
     assert "service_died" not in one.log
 
 
+def test_without_a_word_of_the_controller_limits_go_down_to_half_of_the_workers(supervisor, crew):
+    one = supervisor("--workers", "cpu_short=7", program=CREW, environ={"CREW_PATIENCE_S": "1"})
+    crew("controller", 6)
+    until(lambda: limit(one) == 3, "the limit is half of the workers")
+    crew("controller", 2)
+    until(lambda: limit(one) == 2, "it speaks again")
+    changes = one.status()["classes"]["cpu_short"]["limit_changes"]
+    assert changes == {"vram": 2, "silent": 3}
+    assert "the controller is silent" in one.log
+
+
 @pytest.mark.parametrize("word", ["die", "babble"])
 def test_a_service_that_goes_wrong_is_replaced_and_its_last_limit_holds(supervisor, crew, word):
     one = supervisor("--workers", "cpu_short=4", program=CREW, settings={"breaker_starts": 1000})
