@@ -6,8 +6,12 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from ..conftest import until
 from .conftest import Rig, events, guard, is_alive, kill_whole, workers
@@ -128,3 +132,24 @@ def test_only_the_task_of_a_killed_worker_is_charged(rig: Rig) -> None:
     [attempt] = first["history"]
     assert (attempt["cause"], attempt["signal"], attempt["attempt"]) == ("signal", "SIGKILL", 0)
     assert [event["worker"] for event in events(supervisor, "worker_died")] == [victim]
+
+
+def test_metrics_add_up_to_what_lies_in_the_folders(rig: Rig) -> None:
+    supervisor = rig.start(settings={"class.cpu_short.max_attempts": 1})
+    for number in range(20):
+        rig.drop(f"t{number}", {"do": "raise"} if number % 4 == 0 else {"n": number})
+    until(lambda: rig.ended() == 20, "all have ended")
+    order = [sys.executable, "-m", "dspy_supervisor", "metrics", "--queue-dir", str(rig.queue)]
+    order += ["--set", f"runtime_dir={supervisor.runtime}"]
+
+    def counted() -> dict[str, float]:
+        ran = subprocess.run(order, capture_output=True, text=True, check=True)
+        found = text_string_to_metric_families(ran.stdout)
+        samples = [
+            sample for family in found for sample in family.samples if sample.name == "dspy_supervisor_tasks_total"
+        ]
+        return {one.labels["outcome"]: one.value for one in samples if one.labels["class"] == "cpu_short"}
+
+    until(lambda: counted() == {"done": 15.0, "failed": 5.0, "retried": 0.0, "refused": 0.0}, "all are counted")
+    assert len(list((rig.queue / "done").glob("*.json"))) == 15
+    rig.check(may_fail=[f"t{number}" for number in range(0, 20, 4)])

@@ -20,7 +20,7 @@ LAYERS = {
         *("layout", "record", "taskqueue", "jobfolder", "jobbook", "walltime", "lookup", "producer", "pause", "census"),
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
         *("devices", "cuda_errors", "cuda_process", "vram"),
-        *("limit", "limit_terms", "adaptive", "gpu", "host"),
+        *("limit", "limit_terms", "adaptive", "gpu", "host", "metrics"),
     },
     "sockets": {"checkpoint", "parts", "link", "channel"},
     "actors": {

@@ -31,6 +31,7 @@ COMMANDS = {
     "task": ("task", "Look at tasks, wait for them, cancel or retry them."),
     "queue": ("queue", "Count, check, clean, pause, resume and limit a queue."),
     "explain": ("explain", "Say why a task does not run."),
+    "metrics": ("metrics", "Print the metrics of a running supervisor in Prometheus' text format."),
     "gpu": ("gpu", "Show GPUs and host: load, memory, power, heat, processes, and what keeps work away."),
     "doctor": ("doctor", "Prove, here and now, that this machine and folder can serve a queue."),
     "slurm": ("slurm", "Submit to a Slurm cluster, look at its jobs, and see what would be submitted."),
