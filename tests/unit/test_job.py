@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dspy_fastpath
+import dspy_supervisor
 import orjson
 import pytest
 from dspy_fastpath.envelope import scan
@@ -316,7 +318,8 @@ def test_each_script_runs_its_task_by_the_runner(desk, name, tmp_path):
         # the interpreter's own folder comes first on PATH, so that a virtual environment's torchrun is found
         values["python"] = str(programs / "python3")
         script.write_bytes(fill(find(None, name), values))
-        environ["PYTHONPATH"] = ":".join(sys.path)
+        packages = [str(Path(str(package.__file__)).parents[1]) for package in (dspy_supervisor, dspy_fastpath)]
+        environ["PYTHONPATH"] = ":".join([*packages, *sys.path])  # this interpreter is no virtual environment's
     done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert desk.read("exit.0.json")["ok"]
