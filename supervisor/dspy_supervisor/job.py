@@ -180,7 +180,8 @@ class Runner:
             facts["exit_code"] = int(details.get("exit_code") or 1)
             facts["signal"] = details.get("signal")
         if self._saved(facts):
-            return facts | {"requeue": True, "message": facts["message"] or "a checkpoint was saved"}
+            message = facts["message"] or "a checkpoint was saved"
+            return facts | {"requeue": True, "exit_code": EXIT_REQUEUE, "message": message}
         if said is not None and said.get("ok") and code == 0:
             return facts | {"ok": True, "retry": False}
         if self._timed_out:

@@ -191,7 +191,7 @@ def test_work_is_saved_when_told_and_goes_on_in_the_next_job_not_from_zero(desk)
     job.send_signal(signal.SIGUSR1)
     assert job.wait(60) == 85
     end = desk.read("exit.0.json")
-    assert (end["ok"], end["requeue"], end["stopped"]) == (False, True, False)
+    assert (end["ok"], end["requeue"], end["exit_code"], end["stopped"]) == (False, True, 85, False)
     saved = json.loads((desk.home / "checkpoint.json").read_text())["step"]
     assert f"at step {saved}" in end["message"]
     # the same job again, as Slurm restarts it: what it saved is the beginning, and the old wish is gone
