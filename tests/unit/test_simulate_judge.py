@@ -141,7 +141,6 @@ def test_a_torn_last_line_is_left_out_and_any_other_is_an_error(advance, tmp_pat
 
 
 def test_the_command_tries_scenarios_out_and_draws_them(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     picture = tmp_path / "steady.png"
     arguments = ["simulate", "--scenario", "steady", "--scenario", "light", "--policy", "plan", "--png", str(picture)]
     assert main([*arguments, "--json"]) == 0
