@@ -72,6 +72,13 @@ def test_a_job_that_was_launched_twice_and_lost_its_first_copy_is_nobodys_fault(
     assert (judge(twice).do, judge(twice).cause) == (Do.AGAIN, Cause.LOST)
 
 
+def test_a_job_cancelled_for_an_id_that_a_forgotten_one_has_is_nobodys_fault():
+    known = {"row": row("CANCELLED"), "account": account("CANCELLED"), "over_s": 99.0}
+    assert judge(evidence(**known, shares_id=True)).do is Do.AGAIN
+    assert judge(evidence(**known)).cause is Cause.CANCELLED
+    assert judge(evidence(**known, shares_id=True, sentinel=BEGAN)).cause is Cause.CANCELLED
+
+
 def test_what_is_missing_is_neither_done_nor_lost_before_long():
     assert judge(evidence()).do is Do.WAIT
     assert judge(evidence(listings=1, missing_s=1.0, over_s=1.0)).do is Do.WAIT

@@ -103,6 +103,7 @@ class Element:
             siblings=self.job is not None and self.job.submission.array and (self.job.listed or self.job.accounted),
             ended=self.ended,
             witness_s=witness_s,
+            shares_id=self.job is not None and self.job.shares_id,
         )
 
 
@@ -119,6 +120,7 @@ class Job:
     asked: bool = False  #: the accounting was asked for its name, and knows it not
     listed: bool = False  #: the last listing has some of it
     accounted: bool = False  #: the accounting has some of it
+    shares_id: bool = False  #: the controller gave its id to another of ours, too: it was killed, and forgot one
 
     @property
     def is_open(self) -> bool:

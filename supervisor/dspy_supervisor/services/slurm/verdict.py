@@ -71,6 +71,7 @@ class Evidence:
     siblings: bool = False  #: others of its array are known: the cluster did not forget the array
     ended: tuple[Cause, str] | None = None  #: we ended it, for this
     witness_s: float = 5.0  #: how long a file of the job may take to be seen here
+    shares_id: bool = False  #: the controller gave its id to two jobs of ours
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -150,6 +151,10 @@ def _over(evidence: Evidence, written: str, account: AccountRow | None) -> Verdi
         return Verdict(Do.AGAIN if cause is Cause.LOST else Do.FAIL, state.word, cause, message, used)
     if state.fate is Fate.AGAIN:
         return Verdict(Do.AGAIN, state.word, Cause.LOST, f"{state.text} ({state.word})", used)
+    if state.word == "CANCELLED" and evidence.shares_id and evidence.sentinel.started < 0:
+        # A node that still has the one the controller forgot refuses the other, and the controller cancels that.
+        message = "the controller forgot a job, gave its id to this one, and cancelled it"
+        return Verdict(Do.AGAIN, state.word, Cause.LOST, message, used)
     if state.word == "COMPLETED" and evidence.sentinel.twice:
         message = "Slurm launched the job twice, and the copy that had begun left no word of its end"
         return Verdict(Do.AGAIN, state.word, Cause.LOST, message, used)

@@ -183,6 +183,9 @@ class Watch:
         except OSError as error:
             log.warning("slurm_id_not_kept", job=job_id, error=str(error), means="its name finds it again")
         job.identified(job_id, cluster or self.cluster.name)
+        for other in self._roster.jobs.values():
+            if other is not job and other.submission.job_id == job_id:
+                job.shares_id = other.shares_id = True
 
     # -- the accounting --------------------------------------------------------------------------------------------------------
 
