@@ -2,7 +2,7 @@
 
 ::
 
-    Header | one ClassBlock a class | HostBlock | GPUS GpuBlocks | one SlotBlock a worker slot
+    Header | one ClassBlock a class | HostBlock | GPUS GpuBlocks | BUDGETS BudgetBlocks | one SlotBlock a worker slot
 
 Every counter and gauge has a cache line of its own, so that two writers never pull one line back and forth. What must
 be read together (a slot, the sample of a GPU or of the host) is kept twice: a writer fills the copy not shown and
@@ -15,7 +15,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 
 cdef enum:
-    LAYOUT = 2
+    LAYOUT = 3
     MAX_CLASSES = 64
     MAX_SLOTS = 65536
     COUNTERS = 16  # places a class, so that a new counter is no new layout
@@ -23,7 +23,7 @@ cdef enum:
     CAUSES = 16
     REASONS = 32  # of changes of a limit
     GLOBALS = 64
-    HISTOGRAMS = 2
+    HISTOGRAMS = 4
     BUCKETS = 82  # 1 us to 1.1e6 s in half octaves, and one above
     BUCKET_PLACES = 88  # whole cache lines
     GPUS = 64  # eight GPUs of seven slices each, and themselves
@@ -36,6 +36,9 @@ cdef enum:
     TASK_NAME = 208  # bytes
     GPU_NAME = 96  # bytes; NVML's buffers have as many
     BUS_ID = 32  # bytes; NVML's buffers have as many
+    BUDGETS = 64
+    BUDGET_NAME = 56  # bytes, zero-filled
+    BUDGET_VALUES = 8
 
 
 cpdef enum Counter:
@@ -58,6 +61,7 @@ cpdef enum Gauge:
     LIMIT_REASON
     DELAYED
     GPU_NEED  # bytes of each GPU that tasks of late needed, as their runs showed; 0: not known
+    OLDEST  # when the oldest task that waits arrived, ns since the epoch; 0: none waits
 
 
 cpdef enum Global:
@@ -65,7 +69,7 @@ cpdef enum Global:
     OVERFLOWS
     LOST_WATCHES
     DRIFT  # tasks by which a recount corrected the gauges
-    FSYNCS
+    FSYNCS  # of files and folders, by workers and the supervisor
     QUARANTINED
     UNSCANNED
     TOTAL_PENDING
@@ -89,6 +93,7 @@ cpdef enum Global:
 cpdef enum Histogram:
     WAIT  # from the task's arrival to its start
     RUN
+    TOTAL  # from the task's arrival to its record
 
 
 cpdef enum SlotState:
@@ -248,3 +253,33 @@ cdef struct HostRecord:
 cdef struct HostBlock:
     Latch latch
     HostRecord copies[2]
+
+
+cdef struct BudgetBlock:
+    uint64_t owner  # 0: nobody has the place
+    char name[BUDGET_NAME]
+    int64_t values[BUDGET_VALUES]
+
+
+cdef class Page:
+    cdef char *base
+    cdef size_t size
+    cdef bint writable
+    cdef readonly tuple classes
+    cdef readonly str queue_id
+    cdef readonly int pid  # of the supervisor
+    cdef readonly double started_at  # seconds since the epoch
+    cdef readonly int slots
+    cdef int class_count
+    cdef Header *header
+    cdef ClassBlock *class_blocks
+    cdef HostBlock *host_block
+    cdef GpuBlock *gpu_blocks
+    cdef BudgetBlock *budget_blocks
+    cdef SlotBlock *slot_blocks
+    cdef int check(self, bint writing) except -1
+    cdef ClassBlock *block(self, int klass, int number, int places, bint writing) except NULL
+    cdef int64_t *global_cell(self, int number, bint writing) except NULL
+    cdef SlotBlock *slot_block(self, int slot, bint writing) except NULL
+    cdef GpuBlock *gpu_block(self, int gpu, bint writing) except NULL
+    cdef BudgetBlock *budget_block(self, int budget, bint writing) except NULL

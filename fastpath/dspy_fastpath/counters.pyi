@@ -23,6 +23,7 @@ class Gauge(IntEnum):
     LIMIT_REASON = 5
     DELAYED = 6
     GPU_NEED = 7
+    OLDEST = 8
 
 class Global(IntEnum):
     SWEEPS = 0
@@ -52,6 +53,7 @@ class Global(IntEnum):
 class Histogram(IntEnum):
     WAIT = 0
     RUN = 1
+    TOTAL = 2
 
 class SlotState(IntEnum):
     EMPTY = 0

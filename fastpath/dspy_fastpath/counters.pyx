@@ -95,6 +95,7 @@ cdef size_t size_of(size_t classes, size_t slots) noexcept:
         + classes * sizeof(ClassBlock)
         + sizeof(HostBlock)
         + GPUS * sizeof(GpuBlock)
+        + BUDGETS * sizeof(BudgetBlock)
         + slots * sizeof(SlotBlock)
     )
 
@@ -149,21 +150,6 @@ cdef class Page:
 
     Classes are numbered by their place in ``classes``, counters and gauges by the enums of this module.
     """
-
-    cdef char *base
-    cdef size_t size
-    cdef bint writable
-    cdef readonly tuple classes
-    cdef readonly str queue_id
-    cdef readonly int pid  # of the supervisor
-    cdef readonly double started_at  # seconds since the epoch
-    cdef readonly int slots
-    cdef int class_count
-    cdef Header *header
-    cdef ClassBlock *class_blocks
-    cdef HostBlock *host_block
-    cdef GpuBlock *gpu_blocks
-    cdef SlotBlock *slot_blocks
 
     def __cinit__(self):
         self.base = NULL
@@ -514,6 +500,12 @@ cdef class Page:
             ]),
         )
 
+    cdef BudgetBlock *budget_block(self, int budget, bint writing) except NULL:
+        self.check(writing)
+        if not 0 <= budget < BUDGETS:
+            raise IndexError(f"budget {budget}: a page has room for {BUDGETS}")
+        return &self.budget_blocks[budget]
+
     def host_write(self, values not None, double at):
         """Write the sample of the host, a mapping by HostValue taken at CLOCK_MONOTONIC ``at`` in seconds."""
         self.check(True)
@@ -593,7 +585,8 @@ cdef int describe(Page page) except -1:
     page.class_blocks = <ClassBlock *>(page.base + sizeof(Header))
     page.host_block = <HostBlock *>(page.class_blocks + page.class_count)
     page.gpu_blocks = <GpuBlock *>(page.host_block + 1)
-    page.slot_blocks = <SlotBlock *>(page.gpu_blocks + GPUS)
+    page.budget_blocks = <BudgetBlock *>(page.gpu_blocks + GPUS)
+    page.slot_blocks = <SlotBlock *>(page.budget_blocks + BUDGETS)
     page.classes = tuple([
         page.class_blocks[i].name[:CLASS_NAME].rstrip(b"\0").decode(errors="replace") for i in range(page.class_count)
     ])

@@ -15,13 +15,13 @@ from collections import namedtuple
 from contextlib import contextmanager
 from enum import IntEnum
 
-MAGIC, LAYOUT = b"DSPYPAGE", 2
+MAGIC, LAYOUT = b"DSPYPAGE", 3
 HEAD = struct.Struct("<8sIIQ")
 PLACES = {"counters": 16, "gauges": 16, "causes": 16, "reasons": 32}
 GPUS, VALUES, PROCESSES = 64, 32, 32
 
 Counter = IntEnum("Counter", "CLAIMED DONE FAILED RETRIED RESTARTS REFUSED TIMEOUTS OOMS", start=0)
-Gauge = IntEnum("Gauge", "PENDING INFLIGHT LIMIT WORKERS STATE LIMIT_REASON DELAYED GPU_NEED", start=0)
+Gauge = IntEnum("Gauge", "PENDING INFLIGHT LIMIT WORKERS STATE LIMIT_REASON DELAYED GPU_NEED OLDEST", start=0)
 Global = IntEnum(
     "Global",
     "SWEEPS OVERFLOWS LOST_WATCHES DRIFT FSYNCS QUARANTINED UNSCANNED TOTAL_PENDING MAX_PENDING TELEMETRY GPU_SAMPLES "
@@ -29,7 +29,7 @@ Global = IntEnum(
     "SLURM_PENDING SLURM_CALLS SLURM_CALL_ERRORS SLURM_GPU_SECONDS",
     start=0,
 )
-Histogram = IntEnum("Histogram", "WAIT RUN", start=0)
+Histogram = IntEnum("Histogram", "WAIT RUN TOTAL", start=0)
 SlotState = IntEnum("SlotState", "EMPTY STARTING IDLE BUSY STOPPING", start=0)
 SlotView = namedtuple("SlotView", "pid incarnation klass state start_ns deadline_ns tasks name")
 Telemetry = IntEnum("Telemetry", "UNWATCHED WATCHING NO_GPU REBOOT_NEEDED TROUBLED", start=0)
@@ -97,14 +97,14 @@ class Page:
             "heartbeat_ns": 0,
             "globals": [0] * 64,
             "classes": [
-                {key: [0] * count for key, count in PLACES.items()} | {"histograms": [[[0] * 82, 0] for _ in range(2)]}
+                {key: [0] * count for key, count in PLACES.items()} | {"histograms": [[[0] * 82, 0] for _ in range(4)]}
                 for _ in names
             ],
             "slots": [EMPTY_SLOT] * slots,
             "gpus": [None] * GPUS,
             "host": None,
         }
-        size = HEAD.size + 200000 + 8000 * len(names) + 2000 * slots
+        size = HEAD.size + 200000 + 9000 * len(names) + 2000 * slots
         place = os.fsdecode(path)
         folder, name = os.path.split(place)
         unfinished = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
@@ -129,7 +129,7 @@ class Page:
             if head[:8] != MAGIC:
                 raise ValueError(f"{path} is no page of dspy-supervisor: it begins with {head[:8]!r}")
             if len(head) >= 12 and (layout := int.from_bytes(head[8:12], "little")) != LAYOUT:
-                raise ValueError(f"{path} has layout {layout}, this program reads layout 2: restart the supervisor")
+                raise ValueError(f"{path} has layout {layout}, this program reads layout {LAYOUT}: restart the supervisor")
             if len(head) < HEAD.size or os.fstat(descriptor).st_size != HEAD.unpack(head)[3]:
                 raise ValueError(f"{path} is damaged; restart the supervisor")
             return cls._opened(descriptor, writable)
