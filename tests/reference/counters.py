@@ -129,7 +129,9 @@ class Page:
             if head[:8] != MAGIC:
                 raise ValueError(f"{path} is no page of dspy-supervisor: it begins with {head[:8]!r}")
             if len(head) >= 12 and (layout := int.from_bytes(head[8:12], "little")) != LAYOUT:
-                raise ValueError(f"{path} has layout {layout}, this program reads layout {LAYOUT}: restart the supervisor")
+                raise ValueError(
+                    f"{path} has layout {layout}, this program reads layout {LAYOUT}: restart the supervisor"
+                )
             if len(head) < HEAD.size or os.fstat(descriptor).st_size != HEAD.unpack(head)[3]:
                 raise ValueError(f"{path} is damaged; restart the supervisor")
             return cls._opened(descriptor, writable)
