@@ -1,7 +1,8 @@
 """Every setting, once: its field is its row of the table, and its name is the same in Config, TOML and `config show`.
 
-A setting ``max_pending`` has the variable DSPY_MAX_PENDING and, as each has, the flag --set max_pending=N. Those of GPUs
-and of Slurm are Config's too, written in config_gpu and config_slurm; those that each class has are in config_class.
+A setting ``max_pending`` has the variable DSPY_MAX_PENDING and, as each has, the flag --set max_pending=N. Those of GPUs,
+of Slurm and of HTTP are Config's too, written in config_gpu, config_slurm and config_http; those that each class has are in
+config_class.
 """
 # ruff: noqa: RUF009 (setting() returns dataclasses.field(), which that rule can't see)
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from .config_class import CLASS_SETTINGS, CLASSES, HANDLER, ClassConfig, class_defaults
 from .config_gpu import GpuSettings
+from .config_http import HttpSettings
 from .config_slurm import SlurmSettings
 from .setting import (
     Setting,
@@ -46,7 +48,7 @@ def _default_classes() -> Mapping[str, ClassConfig]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(GpuSettings, SlurmSettings):
+class Config(GpuSettings, SlurmSettings, HttpSettings):
     """All settings of one supervisor or client, checked; paths are absolute. Only the two folders have no default."""
 
     mode: str = setting(

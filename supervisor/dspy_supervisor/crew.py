@@ -14,6 +14,11 @@ KINDS = (
         lambda config: config.policy != "fixed",
     ),
     Kind("slurm", "dspy_supervisor.services.slurm:run", lambda config: config.enable_slurm),
+    Kind(
+        "gateway",
+        "dspy_supervisor.services.gateway:run",
+        lambda config: config.http or config.metrics_port is not None,
+    ),
 )
 
 

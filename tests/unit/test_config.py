@@ -378,13 +378,13 @@ def test_what_compatibility_names_is_read_or_let_be(get):
         DSPY_SLURM_PARTITION="long",
         DSPY_LOG_LEVEL="WARN",
         ENV_RUNNER_URL="x",
-        METRICS_PORT="x",
+        METRICS_PORT="8083",
         INFERMESH_API_KEY="x",
         BATCH_SIZE="x",
     ).config
     assert (config.queue_dir, config.max_concurrency, config.enable_gpu) == (Path("/q"), 3, False)
     assert (config.gpu_memory_limit, config.enable_slurm, config.slurm_partition) == (20 << 30, False, "long")
-    assert config.log_level == "warning"
+    assert (config.log_level, config.metrics_port) == ("warning", 8083)
 
 
 @pytest.mark.parametrize(

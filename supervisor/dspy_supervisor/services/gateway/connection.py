@@ -1,0 +1,118 @@
+"""One connection of a caller, cut where it keeps us waiting or says too much.
+
+The parser has no bounds of its own: a head that never ends, or comes a byte a second, and a caller that takes no answer,
+would each hold a connection for ever. `Connections.look` is called about once a second and ends those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+MAX_HEAD_BYTES = 64 << 10
+MAX_HEADERS = 200
+KEEP_ALIVE_S = 75  #: that a caller may keep a connection without a request
+
+_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class Connections(ServerState):
+    """All connections of a gateway."""
+
+    def __init__(self, most: int, patience_s: float) -> None:
+        super().__init__()
+        self.most, self.patience_s = most, patience_s
+        self.cut = 0  #: that were ended for what they did
+
+    def look(self, now: float) -> None:
+        """End those that keep us waiting (``now``: monotonic)."""
+        for connection in list(self.connections):
+            if isinstance(connection, Connection):
+                connection.look(now)
+
+
+class Connection(HttpToolsProtocol):
+    """A connection of a caller."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: Connections,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._all = server_state
+        self._head_since = 0.0  # monotonic seconds; 0: no head is on its way
+        self._head_bytes = 0
+        self._full_since = 0.0  # since when the caller takes nothing of what is written
+        self._closing_since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_since = time.monotonic()
+        if len(self.connections) > self._all.most:
+            self._end(_TOO_MANY)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if not self._head_since and (self.cycle is None or self.cycle.response_complete):
+            self._head_since, self._head_bytes = time.monotonic(), 0
+        if self._head_since:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_since and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._end(_TOO_LONG)
+
+    def on_headers_complete(self) -> None:
+        self._head_since, self._head_bytes = 0.0, 0
+        if self.transport.is_closing():
+            return
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            self._end(_TOO_LONG)
+            return
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self.cycle is not None and not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.cycle is not None and not self.transport.is_closing():
+            super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        self._full_since = time.monotonic()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._full_since = 0.0
+        super().resume_writing()
+
+    def look(self, now: float) -> None:
+        """End this one where it keeps us waiting."""
+        patience_s = self._all.patience_s
+        if self.transport.is_closing():  # what is left to be written may never be taken
+            self._closing_since = self._closing_since or now
+            if now - self._closing_since > patience_s:
+                self.transport.abort()
+        elif self._full_since and now - self._full_since > patience_s:
+            self._all.cut += 1
+            self.transport.abort()
+        elif self._head_since and now - self._head_since > patience_s:
+            self._end(_TOO_SLOW if self._head_bytes else b"")
+
+    def _end(self, answer: bytes) -> None:
+        self._all.cut += 1
+        if answer:
+            self.transport.write(answer)
+        self.transport.close()
