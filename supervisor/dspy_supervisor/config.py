@@ -59,11 +59,13 @@ __all__ = [
     "differences",
     "flat",
     "gpu_environment",
+    "journal_stream",
     "load",
     "notify_environment",
     "numba_cache_folder",
     "set_variable",
     "slurm_environment",
+    "trace_context",
 ]
 
 
@@ -210,6 +212,16 @@ def notify_environment() -> tuple[str, str]:
     watched = os.environ.pop("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     address, usec = os.environ.pop("NOTIFY_SOCKET", ""), os.environ.pop("WATCHDOG_USEC", "")
     return address, usec if watched else ""
+
+
+def journal_stream() -> str:
+    """Return JOURNAL_STREAM, which names the standard error that systemd reads, systemd.exec(5); "" where it reads none."""
+    return os.environ.get("JOURNAL_STREAM", "")
+
+
+def trace_context() -> str | None:
+    """Return TRACEPARENT, by which what started this process hands its trace on, or None."""
+    return os.environ.get("TRACEPARENT") or None
 
 
 def set_variable(name: str, value: str, *, keep: bool = False) -> None:

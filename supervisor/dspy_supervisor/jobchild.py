@@ -19,13 +19,14 @@ from typing import Any, NoReturn
 import orjson
 from dspy_fastpath.envelope import scan
 
-from . import proctree
+from . import current, proctree
 from .attempt import Outcome, run
 from .config import set_variable
 from .errors import ConfigError
 from .handlers import make
 from .jobfolder import write_result
 from .layout import replace_json
+from .log import configure
 from .parts import Task
 from .task import Cause
 from .taskqueue import DEEPEST, MOST_EXTRAS
@@ -161,7 +162,10 @@ def _handle(assignment: Assignment) -> int:
         except ConfigError as error:
             outcome = Outcome(False, cause=Cause.RAISED, message=str(error), retry=True)
         else:
-            outcome = run(handler, _task(assignment), max_result_bytes=int(settings.get("max_result_bytes", 64 << 20)))
+            task = _task(assignment)
+            configure("info")  # standard error is the job's own
+            current.begin(task)
+            outcome = run(handler, task, max_result_bytes=int(settings.get("max_result_bytes", 64 << 20)))
     if outcome.ok and outcome.result is not None:
         write_result(assignment.folder, assignment.restart, outcome.result)
     facts = {

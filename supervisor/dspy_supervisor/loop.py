@@ -23,7 +23,7 @@ from .burst import Burst
 from .carrier import CARRIED, Carrier
 from .channel import Kind, Report
 from .compat import CompatFiles
-from .config import Config, Loaded, notify_environment
+from .config import Config, Loaded, journal_stream, notify_environment
 from .control import Control
 from .crew import Crew
 from .dispatch import Dispatch
@@ -488,7 +488,7 @@ class Supervisor:
 
 def run(loaded: Loaded) -> int:
     """Serve the queue of a configuration in the foreground; return the exit code."""
-    configure(loaded.config.log_level, loaded.config.log_file)
+    configure(loaded.config.log_level, loaded.config.log_file, journal=journal_stream())
     supervisor = Supervisor(loaded)
     try:
         return supervisor.run()

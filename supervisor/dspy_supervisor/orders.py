@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy_fastpath.counters import Gauge
 
-from .config import differences
+from .config import differences, journal_stream
 from .errors import SupervisorError
 from .log import configure, log, reopen
 from .task import WorkloadClass
@@ -41,7 +41,7 @@ class Orders:
         supervisor = self._supervisor
         loaded = supervisor.loaded.reload()
         live, restart = differences(supervisor.config, loaded.config)
-        configure(loaded.config.log_level, loaded.config.log_file)
+        configure(loaded.config.log_level, loaded.config.log_file, journal=journal_stream())
         supervisor.loaded, supervisor.config = loaded, loaded.config
         by_hand, self.pinned = self.pinned, set()
         supervisor.crew.apply(changed=bool(live))

@@ -24,6 +24,7 @@ import orjson
 
 from .errors import ConfigError
 from .task import MAX_TIMEOUT_S, Cause
+from .traceparent import Traceparent
 
 if TYPE_CHECKING:
     from dspy_fastpath.envelope import Fields
@@ -51,6 +52,7 @@ class Task:
     envelope: bytes  #: the whole file
     home: str | Path  #: path of `folder`, which is made a Path when it is asked for
     deadline: float | None  #: time.monotonic() at which the attempt is ended from outside
+    trace: str | None = None  #: the span of this attempt, where attempts are traced
     _payload: Any = field(default=_UNREAD, init=False, repr=False, compare=False)
 
     @property
@@ -59,6 +61,14 @@ class Task:
         if self._payload is _UNREAD:
             self._payload = orjson.loads(self.raw)
         return self._payload
+
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C trace context for calls that this attempt makes: its own span where it is traced, else the producer's."""
+        if self.trace is not None:
+            return self.trace
+        given = self.fields.traceparent  # often None, which needs no parsing
+        return None if given is None or (parsed := Traceparent.parse(given)) is None else str(parsed)
 
     @property
     def folder(self) -> Path:

@@ -104,7 +104,7 @@ def same_task(a: bytes, a_fields: Fields, b: bytes, b_fields: Fields) -> bool:
     def facts(document: bytes, fields: Fields) -> tuple[object, ...]:
         start, end = fields.payload
         resources = fields.resources and document[slice(*fields.resources)]
-        options = tuple(getattr(fields, key) for key in _OPTIONAL)
+        options = tuple(getattr(fields, key) for key in _OPTIONAL if key != "traceparent")  # it says who asks, not what
         workload, others = WorkloadClass.parse(fields.task_class), _others(document, fields)
         return document[start:end], workload, fields.priority, resources, options, others
 

@@ -293,9 +293,10 @@ def _live(kind: Kind, post: ServicePost, channel: int, parent: int) -> NoReturn:
     """Be a service. Called in the forked child; ends the process."""
     code = 70  # EX_SOFTWARE: this program's fault
     try:
-        enter(parent, kind.name, {channel}, {signal.SIGTERM: signal.SIG_IGN})
+        enter(parent, kind.name, {channel, *log.descriptors()}, {signal.SIGTERM: signal.SIG_IGN})
         faulthandler.register(signal.SIGUSR2, all_threads=True, chain=False)
         set_variable(proctree.MARK, post.node)
+        log.bind(service=kind.name)
         module, _, function = kind.entry.partition(":")
         code = getattr(import_module(module), function)(post)
     except BaseException as error:  # the last chance to say anything

@@ -22,13 +22,14 @@ from typing import NoReturn
 
 from dspy_fastpath.counters import Counter, Histogram, Page
 
-from . import bounds, proctree
+from . import bounds, current, proctree
 from .attempt import Outcome, Surroundings, run
 from .birth import enter
 from .channel import LONG_S, MAX_PACKET, MAX_REPORTS, Kind, Report, pack, unpack_names
 from .config import ClassConfig, Config, set_variable
 from .errors import ConfigError
 from .handlers import make
+from .log import log
 from .nodes import node_of
 from .parts import Handler, Task
 from .record import Claim, Run, done_record, failed_record
@@ -108,12 +109,13 @@ def live(post: Post, queue: TaskQueue, channel: socket.socket, page: Page, paren
 
 def _enter(post: Post, channel: socket.socket, queue: TaskQueue, parent: int) -> None:
     """Leave everything of the supervisor's that a worker must not share."""
-    keep = {channel.fileno(), post.stacks, *queue.layout.descriptors()}
+    keep = {channel.fileno(), post.stacks, *queue.layout.descriptors(), *log.descriptors()}
     enter(parent, f"{post.settings.name} worker {post.slot}", keep, {signal.SIGTERM: _Stop.receive})
     faulthandler.register(signal.SIGUSR2, file=post.stacks, all_threads=True, chain=False)
     for name, value in post.settings.environment.items():
         set_variable(name, value)
     set_variable(proctree.MARK, node_of(post.owner))
+    log.bind(worker=os.getpid(), klass=post.settings.name)
     for name, value in post.defaults.items():
         set_variable(name, value, keep=True)
     for name, value in post.variables.items():
@@ -264,11 +266,13 @@ class Worker:
             home=f"{self._logs}/{held.name.id}",
             deadline=deadline,
         )
+        current.begin(task)
         _Stop.may_interrupt = True
         try:
             outcome = run(handler, task, max_result_bytes=post.config.max_result_bytes)
         finally:
             _Stop.may_interrupt = False
+            current.end()
         if _Stop.asked and not outcome.ok:
             raise Stopped  # ended from outside: how the attempt ended is the supervisor's to say
         return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -164,6 +165,22 @@ def test_usr1_opens_the_log_anew_after_a_rotation(rig: Rig, tmp_path: Path) -> N
     rig.drop("a1")
     assert rig.record("a1")["status"] == "done"
     assert supervisor.stop() == 0
+
+
+def test_a_running_worker_follows_a_rotated_log_and_its_lines_name_the_task(rig: Rig, tmp_path: Path) -> None:
+    path, old = tmp_path / "log", tmp_path / "log.1"
+    supervisor = rig.start(settings={"log_file": str(path)})
+    gate = rig.gate("a1", "log")
+    gate.wait()
+    path.rename(old)
+    supervisor.signal(signal.SIGUSR1)
+    until(lambda: path.exists() and "logs_reopened" in path.read_text(), "a new log")
+    gate.open()
+    rig.record("a1")
+    for file, text in ((old, "begins"), (path, "ends")):
+        [line] = [line for line in map(json.loads, file.read_text().splitlines()) if line["event"] == "message"]
+        assert (line["text"], line["logger"], line["task"], line["attempt"]) == (text, "mine", "a1", 0)
+        assert (line["class"], line["worker"]) == ("cpu_short", rig.record("a1")["worker"])
 
 
 class Manager:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from dspy_fastpath.envelope import scan
 from dspy_supervisor import attempt, proctree
 from dspy_supervisor.errors import EXIT_OK
 from dspy_supervisor.handlers import command, make
@@ -17,7 +18,8 @@ from dspy_supervisor.parts import Task
 from dspy_supervisor.task import Cause
 
 GRACE_S = 5.0
-TASK = Task("a1", "cpu_short", "command", 0, 0, None, b"", None, b"", Path("/nonexistent/a1"), None)
+FIELDS = scan(b'{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "payload": 0}')
+TASK = Task("a1", "cpu_short", "command", 0, 0, None, b"", FIELDS, b"", Path("/nonexistent/a1"), None)
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def run(tmp_path):
         handler = command.make(**{"kill_grace_s": GRACE_S, **settings})
         raw = orjson.dumps(payload)
         folder = tmp_path / "logs" / "a1"
-        task = Task("a1", "cpu_short", "command", attempt_number, 0, None, raw, None, raw, folder, deadline)
+        task = Task("a1", "cpu_short", "command", attempt_number, 0, None, raw, FIELDS, raw, folder, deadline)
         before = os.listdir("/proc/self/fd"), os.getcwd(), proctree.children()
         outcome = attempt.run(handler, task, max_result_bytes=1 << 20)
         assert (os.listdir("/proc/self/fd"), os.getcwd(), proctree.children()) == before
@@ -198,6 +200,7 @@ def test_only_named_variables_are_seen(run, monkeypatch):
         "LC_ALL=de",
         "MINE=a=b",
         "PATH=/usr/bin:/bin",
+        "TRACEPARENT=00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     ]
     seen = value(run({"argv": ["env"]}, command_env=["SLURM_*", "LD_LIBRARY_PATH"]))["stdout_tail"]
     assert "SLURM_JOB_ID=7\n" in seen
@@ -437,13 +440,14 @@ block(b"main ")
 IN_A_SUBREAPER = """
 import os, sys, orjson
 from pathlib import Path
+from dspy_fastpath.envelope import scan
 from dspy_supervisor import attempt, proctree
 from dspy_supervisor.handlers import command
 from dspy_supervisor.parts import Task
 proctree.become_subreaper()
 handler = command.make(kill_grace_s=0.1)
 raw = sys.argv[1].encode()
-task = Task("a1", "cpu_short", "command", 0, 0, None, raw, None, raw, Path(sys.argv[2]) / "a1", None)
+task = Task("a1", "cpu_short", "command", 0, 0, None, raw, scan(b"{}"), raw, Path(sys.argv[2]) / "a1", None)
 outcome = attempt.run(handler, task, max_result_bytes=1 << 20)
 left = len(proctree.children())
 print(outcome.cause, left, proctree.reap_orphans(()), len(proctree.children()))
@@ -467,10 +471,11 @@ def test_nothing_is_left_of_a_program_that_escapes_by_sessions_and_double_forks(
 WITH_A_FIFO = """
 import os, sys, orjson
 from pathlib import Path
+from dspy_fastpath.envelope import scan
 from dspy_supervisor.handlers import command
 from dspy_supervisor.parts import Task
 raw = orjson.dumps({"argv": ["sh", "-c", "echo $$ >up; exec cat fifo"], "cwd": sys.argv[1]})
-task = Task("a1", "cpu_short", "command", 0, 0, None, raw, None, raw, Path(sys.argv[1]) / "a1", None)
+task = Task("a1", "cpu_short", "command", 0, 0, None, raw, scan(b"{}"), raw, Path(sys.argv[1]) / "a1", None)
 command.make()(task)
 """
 
@@ -541,5 +546,5 @@ def test_an_interrupted_worker_lets_the_program_clean_up_and_leaves_nothing(run,
 def test_it_is_made_by_its_short_name(tmp_path):
     handler = make("command", command_env=("LANG",), command_cwd=("/",), kill_grace_s=1.0)
     raw = b'{"argv": ["pwd"]}'
-    task = Task("a1", "cpu_short", "command", 0, 0, None, raw, None, raw, tmp_path / "a1", None)
+    task = Task("a1", "cpu_short", "command", 0, 0, None, raw, FIELDS, raw, tmp_path / "a1", None)
     assert handler(task)["stdout_tail"] == "/\n"

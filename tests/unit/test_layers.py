@@ -13,7 +13,7 @@ import pytest
 
 #: from the bottom to the top; the compiled package lies below all of it
 LAYERS = {
-    "words": {"errors", "task"},
+    "words": {"current", "errors", "task", "traceparent"},
     "rules": {
         *(
             "setting",

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from ..config import CLASSES, Loaded
+from ..config import CLASSES, Loaded, trace_context
 from ..errors import EnvelopeInvalid, SupervisorError
 from .options import open_queue, read_input, with_config
 from .output import json_option, print_json
@@ -43,6 +43,7 @@ _BATCH = 10_000  # tasks that share their syncs
     help="What it needs: gpus=2, gpu_share=0.25, gpu_memory=8G; may be given several times.",
 )  # fmt: skip
 @click.option("--idempotency-key", metavar="KEY", help="Take a task of this key once, however often it is submitted.")
+@click.option("--traceparent", metavar="TRACE", help="W3C trace context it belongs to; default: that of TRACEPARENT.")
 @click.option("--wait", is_flag=True, help="Wait for the result, and print it.")
 @click.option("--timeout-wait", type=click.FloatRange(min=0), metavar="S", help="Wait so long at most; then 5.")
 @json_option
@@ -74,6 +75,7 @@ def submit(
     if options["task_class"] is not None:
         options["task_class"] = _class(options["task_class"])
     options["resources"] = dict(map(_resource, options["resources"])) or None
+    options["traceparent"] = options["traceparent"] or trace_context()
     due = time.time() + delay if delay else None
     with open_queue(loaded) as layout:
         producer = _producer(layout, loaded)
@@ -239,7 +241,8 @@ def _from_line(line: bytes, options: Mapping[str, Any]) -> tuple[str, bytes, boo
         for key, start, end in fields.extras:
             document[key] = orjson.Fragment(line[start:end])
     else:
-        document |= {key: options.get(key) for key in ("kind", "priority", "timeout_s", "max_attempts", "resources")}
+        known = ("kind", "priority", "timeout_s", "max_attempts", "resources", "traceparent")
+        document |= {key: options.get(key) for key in known}
     document = {key: value for key, value in document.items() if value is not None}
     document["payload"] = orjson.Fragment(line[slice(*fields.payload)])
     return name, orjson.dumps(document), made

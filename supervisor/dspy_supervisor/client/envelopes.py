@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from dspy_fastpath.ids import uuid7
 
+from .. import current
 from ..errors import EnvelopeInvalid
 from ..producer import envelope, id_of_key
 from ..task import MAX_TIMEOUT_S, WorkloadClass
@@ -26,6 +27,7 @@ class TaskOptions(TypedDict, total=False):
     max_attempts: int | None  #: None: as the supervisor is configured
     idempotency_key: str | None  #: tasks of one key are one task
     affinity: str | None
+    traceparent: str | None  #: W3C trace context; None: that of the task that puts it, where one does
     resources: Mapping[str, Any] | None
 
 
@@ -56,6 +58,7 @@ def prepare(
     max_attempts: int | None = None,
     idempotency_key: str | None = None,
     affinity: str | None = None,
+    traceparent: str | None = None,
     resources: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Return the task that these options describe. Raises EnvelopeInvalid, naming the option."""
@@ -85,6 +88,7 @@ def prepare(
         "max_attempts": max_attempts,
     }
     options |= {"idempotency_key": idempotency_key, "affinity": affinity, "resources": resources}
+    options["traceparent"] = traceparent or current.traceparent()
     return Prepared(task_id, envelope(payload, task_id=task_id, **options), fresh, delay_s)
 
 

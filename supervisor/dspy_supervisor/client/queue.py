@@ -92,6 +92,7 @@ class Queue:
         max_attempts: int | None = None,
         idempotency_key: str | None = None,
         affinity: str | None = None,
+        traceparent: str | None = None,
         resources: Mapping[str, Any] | None = None,
     ) -> str:
         """Put a task and return its id; it is in the queue then, as durably as the queue promises.
@@ -99,6 +100,7 @@ class Queue:
         ``payload``: JSON. ``kind``: what runs it, where that is not the class's handler. ``priority``: -100 to 100, more
         comes first. ``delay``: seconds before it may start. ``timeout``: seconds for one attempt. Tasks of one
         ``idempotency_key`` are one task, and so are tasks of one ``id``: the same again is answered as accepted.
+        ``traceparent``: a W3C trace context; a task that puts another hands on its own.
         Raises EnvelopeInvalid, DuplicateTask, QueueFull, QueueMissing, OSError; then nothing was accepted.
         """
         task = prepare(
@@ -112,6 +114,7 @@ class Queue:
             max_attempts=max_attempts,
             idempotency_key=idempotency_key,
             affinity=affinity,
+            traceparent=traceparent,
             resources=resources,
         )
         due = time.time() + task.delay_s if task.delay_s else None

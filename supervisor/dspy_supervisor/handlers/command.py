@@ -2,7 +2,7 @@
 
 The payload is ``{"argv": ["sort", "-n"], "cwd": "/data", "env": {"LC_ALL": "C"}, "stdin": "3\\n1\\n", "timeout_s": 60}``, of
 which argv is needed. No shell reads it. The program runs in a session of its own and sees the variables of ALWAYS, those
-the configuration lets through, its task's env, and DSPY_TASK_ID, DSPY_TASK_ATTEMPT and DSPY_TASK_CLASS.
+the configuration lets through, its task's env, and DSPY_TASK_ID, DSPY_TASK_ATTEMPT, DSPY_TASK_CLASS and TRACEPARENT.
 
 Output goes to ``stdout.ATTEMPT.txt`` and ``stderr.ATTEMPT.txt`` in the task's folder, each up to a bound; what comes after it
 is read, counted and dropped, so that no program is blocked or killed for what it prints. The last line of standard output
@@ -82,6 +82,8 @@ def make(
     def command(task: Task) -> JSON:
         request = _checked(task.payload, names)
         environ = {name: value for name, value in os.environ.items() if name in names or name.startswith(prefixes)}
+        if task.traceparent:
+            environ["TRACEPARENT"] = task.traceparent
         environ.update(request.env)
         environ["DSPY_TASK_ID"] = task.id
         environ["DSPY_TASK_ATTEMPT"] = str(task.attempt)
