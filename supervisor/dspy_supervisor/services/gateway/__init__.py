@@ -5,7 +5,8 @@
     service     the process: its loop, its link to the supervisor, its end
     listening   the addresses it serves, each bound as soon as that can be
     connection  one connection: what a slow or a wordy caller gets
-    guarding    what every request passes: host, origin, token, bounds, time-outs
+    guarding    what every request passes: host, origin, token
+    exchange    one request and its answer: bounds, time-outs, what every answer carries
     problems    errors as answers
     answers     JSON as answers
     context     what the routes share: the queue, the page, the supervisor

@@ -2,6 +2,9 @@
 
 The parser has no bounds of its own: a head that never ends, or comes a byte a second, and a caller that takes no answer,
 would each hold a connection for ever. `Connections.look` is called about once a second and ends those.
+
+A connection that is closed while its caller still sends lingers for a moment: the kernel would answer what comes then with a
+reset, by which the caller loses the answer that it was about to read (RFC 9112, 9.6).
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from uvicorn.server import ServerState
 MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 200
 KEEP_ALIVE_S = 75  #: that a caller may keep a connection without a request
+_SPARE = 64  # connections beyond the bound that are told so
+_LINGER_S = 2.0
+_LINGER_BYTES = 64 << 20
 
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -54,15 +60,22 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._full_since = 0.0  # since when the caller takes nothing of what is written
         self._closing_since = 0.0
+        self._lingering_bytes = 0  # that came since
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Lingering(transport, self))  # type: ignore[arg-type]
         self._head_since = time.monotonic()
-        if len(self.connections) > self._all.most:
+        if len(self.connections) > self._all.most + _SPARE:
+            transport.abort()
+        elif len(self.connections) > self._all.most:
+            self._head_bytes = 1  # its request is on the way, surely
             self._end(_TOO_MANY)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
+            self._lingering_bytes += len(data)
+            if self._lingering_bytes > _LINGER_BYTES:
+                self.transport.abort()
             return
         if not self._head_since and (self.cycle is None or self.cycle.response_complete):
             self._head_since, self._head_bytes = time.monotonic(), 0
@@ -98,12 +111,17 @@ class Connection(HttpToolsProtocol):
         self._full_since = 0.0
         super().resume_writing()
 
+    @property
+    def still_sends(self) -> bool:
+        """Whether the end of a request is still on its way."""
+        return self._head_bytes > 0 or (self.cycle is not None and self.cycle.more_body)
+
     def look(self, now: float) -> None:
         """End this one where it keeps us waiting."""
         patience_s = self._all.patience_s
         if self.transport.is_closing():  # what is left to be written may never be taken
             self._closing_since = self._closing_since or now
-            if now - self._closing_since > patience_s:
+            if now - self._closing_since > (_LINGER_S if self.still_sends else patience_s):
                 self.transport.abort()
         elif self._full_since and now - self._full_since > patience_s:
             self._all.cut += 1
@@ -116,3 +134,29 @@ class Connection(HttpToolsProtocol):
         if answer:
             self.transport.write(answer)
         self.transport.close()
+
+
+class _Lingering:
+    """The transport of a connection, which lets the caller finish when it is closed."""
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        self._transport, self._connection = transport, connection
+        self._lingers = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._lingers or self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        if not self._lingers:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self.is_closing() or not self._connection.still_sends:
+            self._transport.close()
+            return
+        self._lingers = True
+        self._transport.write_eof()
+        self._connection.flow.resume_reading()  # and so reads the end, upon which the transport closes by itself

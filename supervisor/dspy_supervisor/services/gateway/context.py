@@ -30,8 +30,8 @@ class Context:
         self.disk = Disk(self.sync_queue)
         self.started_at = time.time()
         self.stopping = asyncio.Event()  #: set once: long polls are to be answered, streams to end
-        self.requests: dict[int, int] = {}  #: by the status they were answered with
-        self.refused: dict[str, int] = {}  #: by why they were refused
+        self.requests: dict[int, int] = {}  #: by the status they were answered with; 0: the caller left before
+        self.busy_s = 0.0  #: that requests took together, waiting for tasks included
         self._socket = socket_path(config.runtime_dir, post.queue_id, config.instance)
         self._status: asyncio.Task[dict[str, Any]] | None = None
         self._asked_at = 0.0  # monotonic seconds
@@ -59,6 +59,11 @@ class Context:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def answered(self, status: int, took_s: float) -> None:
+        """Count a request."""
+        self.requests[status] = self.requests.get(status, 0) + 1
+        self.busy_s += took_s
 
     def close(self) -> None:
         """Give everything back."""

@@ -45,24 +45,15 @@ _OF_EXIT_CODE = {2: 422, 3: 503, 4: 404, 5: 504, 69: 503, 75: 429, 78: 422}
 class Problem(Exception):
     """A request that can't be answered as it wishes."""
 
-    def __init__(
-        self,
-        status: int,
-        detail: str,
-        *,
-        title: str = "",
-        headers: Mapping[str, str] | None = None,
-        close: bool = False,
-    ) -> None:
+    def __init__(self, status: int, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
-        self.status, self.detail = status, detail
-        self.title = title or HTTPStatus(status).phrase
-        self.headers = dict(headers or {}) | ({"Connection": "close"} if close else {})
+        self.status, self.detail, self.headers = status, detail, dict(headers or {})
 
     def answer(self, path: str) -> Response:
         """Return the answer to a request for this path."""
         if path.startswith("/v1/"):
-            body = dumps({"type": "about:blank", "title": self.title, "status": self.status, "detail": self.detail})
+            title = HTTPStatus(self.status).phrase
+            body = dumps({"type": "about:blank", "title": title, "status": self.status, "detail": self.detail})
             return Response(body, self.status, self.headers, "application/problem+json")
         return Response(self.detail + "\n", self.status, self.headers, "text/plain")
 

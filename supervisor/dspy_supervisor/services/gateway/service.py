@@ -199,7 +199,7 @@ class _Gateway:
         figures: dict[str, Any] = {"connections": len(self._connections.connections), "cut": self._connections.cut}
         if context is not None:
             figures["requests"] = {str(status): number for status, number in sorted(context.requests.items())}
-            figures["refused"] = dict(context.refused)
+            figures["busy_s"] = round(context.busy_s, 3)
         state = {**plain, **figures}
         self._state_at = now + _STATE_S
         if state != self._state:
