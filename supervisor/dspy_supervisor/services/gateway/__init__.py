@@ -11,6 +11,9 @@
     answers     JSON as answers
     context     what the routes share: the queue, the page, the supervisor
     disk        putting tasks, many with the syncs of one
+    asking      what a caller asks for, checked; incoming: what it puts
+    views       rows of tasks and lists of them; story, failures, jobs, outputs and overview: what else is told
+    lookout     what happens in the folders, kept by the ring for those who listen; streams: answers that go on
 
 Beside them a module for each group of routes, with ``routes(context)``.
 """

@@ -14,6 +14,10 @@ from ...client import AsyncQueue, Queue
 from ...control_client import ask, socket_path
 from ...parts import ServicePost
 from .disk import Disk
+from .failures import Failures
+from .live import Live
+from .lookout import Lookout
+from .overview import Latencies
 
 _T = TypeVar("_T")
 _FRESH_S = 1.0  # an account of the supervisor may be so old
@@ -32,6 +36,11 @@ class Context:
         self.stopping = asyncio.Event()  #: set once: long polls are to be answered, streams to end
         self.requests: dict[int, int] = {}  #: by the status they were answered with; 0: the caller left before
         self.busy_s = 0.0  #: that requests took together, waiting for tasks included
+        self.accepting: dict[str, asyncio.Future[None]] = {}  #: ids that are being put
+        self.lookout = Lookout(self.sync_queue.access, self.stopping.is_set)
+        self.live = Live(self)
+        self.latencies = Latencies(page)
+        self.failures, self.looking = Failures(), asyncio.Lock()
         self._socket = socket_path(config.runtime_dir, post.queue_id, config.instance)
         self._status: asyncio.Task[dict[str, Any]] | None = None
         self._asked_at = 0.0  # monotonic seconds
@@ -69,6 +78,7 @@ class Context:
         """Give everything back."""
         for task in self._tasks:
             task.cancel()
+        self.lookout.close()
         self.disk.close()
         self.queue.close()
         self.sync_queue.close()
