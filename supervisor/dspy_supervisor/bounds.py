@@ -42,6 +42,7 @@ class Running(NamedTuple):
     pid: int
     start_ns: int  #: monotonic, when the task began
     settings: ClassConfig
+    grouped: bool = False  #: the kernel holds it to its memory and its number of processes
 
 
 class Excess(NamedTuple):
@@ -63,7 +64,7 @@ class Watch:
         """Return which workers use more than they may; nothing where it was looked a moment ago."""
         if now < self._next_at:
             return []
-        bound = [one for one in running if one.settings.memory_bytes or one.settings.cpu_time_s]
+        bound = [one for one in running if _is_bound(one)]
         if not bound:
             return []
         began = time.monotonic()
@@ -78,11 +79,16 @@ class Watch:
         return found
 
     def _judge(self, one: Running, tree: Sequence[int]) -> Excess | None:
-        memory_bytes, cpu_time_s = one.settings.memory_bytes, one.settings.cpu_time_s
+        memory_bytes = 0 if one.grouped else one.settings.memory_bytes
+        max_processes = 0 if one.grouped else one.settings.max_processes
+        cpu_time_s = one.settings.cpu_time_s
         # Resident memory counts what processes share once for each, so it is an upper bound, and quick to read.
         if memory_bytes and sum(map(resident_bytes, tree)) > memory_bytes and (used := own_bytes(tree)) > memory_bytes:
             message = f"the task used {_gib(used)} GiB of memory, {_gib(memory_bytes)} GiB are allowed (memory_bytes)"
-            return Excess(one.pid, Cause.OUT_OF_MEMORY, message)
+            return Excess(one.pid, Cause.HOST_OOM, message)
+        if max_processes and len(tree) > max_processes:
+            message = f"the task ran {len(tree)} processes, {max_processes} are allowed (max_processes)"
+            return Excess(one.pid, Cause.RAISED, message)
         if cpu_time_s:
             total = sum(map(_cpu_s, tree))
             used_s = total - self._cpu_before.setdefault((one.pid, one.start_ns), total)
@@ -90,6 +96,11 @@ class Watch:
                 message = f"the task used {used_s:.1f} s of CPU time, {cpu_time_s:g} s are allowed (cpu_time_s)"
                 return Excess(one.pid, Cause.TIMEOUT, message)
         return None
+
+
+def _is_bound(one: Running) -> bool:
+    settings = one.settings
+    return bool(settings.cpu_time_s or (not one.grouped and (settings.memory_bytes or settings.max_processes)))
 
 
 def resident_bytes(pid: int) -> int:

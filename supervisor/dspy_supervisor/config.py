@@ -28,6 +28,7 @@ from .config_gpu import workstation_limit
 from .config_sources import (
     HIDDEN,
     Layer,
+    config_home,
     environment_layer,
     find_toml,
     flag_layer,
@@ -228,6 +229,11 @@ def set_variable(name: str, value: str, *, keep: bool = False) -> None:
     """Set a variable of this process, for what it starts; ``keep``: only where it has none."""
     if not keep or name not in os.environ:
         os.environ[name] = value
+
+
+def user_environment() -> tuple[Path, str]:
+    """Return the folder of the user's own settings (XDG base directory specification), and who called sudo, if any."""
+    return config_home(os.environ), os.environ.get("SUDO_USER", "")
 
 
 def gpu_environment() -> dict[str, str]:

@@ -97,6 +97,19 @@ class ClassConfig:
         0,
         live=True,
     )
+    max_processes: int = setting(
+        whole(0, 1 << 22, "none"),
+        "processes of a task at once, its worker included; the kernel refuses more (threads count, too), and where no "
+        "control groups are delegated, a task with more is ended",
+        0,
+        live=True,
+    )
+    cpu_weight: int = setting(
+        whole(0, 10000, "the kernel's, 100"),
+        "share of the CPUs of each worker beside others, where control groups are delegated",
+        0,
+        live=True,
+    )
     cpu_time_s: float = setting(
         seconds(1, _YEAR, "none"),
         "CPU time of a task and all that it starts; after it, the task is ended",

@@ -81,12 +81,17 @@ def find_toml(named: object, environ: Mapping[str, str], cwd: Path) -> tuple[Pat
         if not path.is_file():
             raise ConfigError("--config", str(path), "a TOML file")
         return path, True
-    home = environ.get("XDG_CONFIG_HOME") or (environ["HOME"] + "/.config" if environ.get("HOME") else "/nonexistent")
-    own = Path(home) / "dspy-supervisor" / "config.toml"
+    own = config_home(environ) / "dspy-supervisor" / "config.toml"
     for path in (cwd / TOML_NAME, own, Path("/etc/dspy-supervisor/config.toml")):
         if path.is_file():
             return path, False
     return None, False
+
+
+def config_home(environ: Mapping[str, str]) -> Path:
+    """Return where this user keeps settings, by the XDG base directory specification."""
+    home = environ.get("XDG_CONFIG_HOME") or (environ["HOME"] + "/.config" if environ.get("HOME") else "/nonexistent")
+    return Path(home)
 
 
 def toml_layer(path: Path, *, named: bool) -> Layer:

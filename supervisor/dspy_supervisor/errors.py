@@ -135,6 +135,16 @@ class ServiceUnavailable(SupervisorError):
     exit_code = 69
 
 
+class NotInstalled(SupervisorError):
+    """The service manager knows no such service."""
+
+    exit_code = 4
+
+    def __init__(self, unit: str, why: str) -> None:
+        super().__init__(f"{unit} is not installed: {why}")
+        self.unit = unit
+
+
 class WaitTimeout(SupervisorError, TimeoutError):
     """The deadline of a wait passed; the task itself goes on."""
 

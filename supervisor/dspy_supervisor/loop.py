@@ -21,6 +21,8 @@ from .allocation import Allocation
 from .backlog import Backlog, Shelf
 from .burst import Burst
 from .carrier import CARRIED, Carrier
+from .cgroup import Cgroups
+from .cgroup import settle as settle_cgroups
 from .channel import Kind, Report
 from .compat import CompatFiles
 from .config import Config, Loaded, journal_stream, notify_environment
@@ -74,6 +76,8 @@ class Supervisor:
         self._stem = config.runtime_dir / f"{self.layout.queue_id}.{config.instance}"
         self.presence = Presence(self.layout, self._stem.with_name(self._stem.name + ".lock"))
         self.queue = TaskQueue(self.layout, max_bytes=config.max_task_bytes, max_depth=config.max_depth)
+        self.cgroups: Cgroups | None = None
+        self.ungrouped = "not looked for yet"  #: why there are none
         self.page = Page.create(self.page_path, self.layout.queue_id, tuple(config.classes), SLOTS)
         self._slots = list(range(SLOTS - 1, -1, -1))
         self.fed: set[str] = set()
@@ -144,6 +148,7 @@ class Supervisor:
         )
         on_signal((signal.SIGCHLD,), lambda _: self._reap_strays())
         self._say_start()
+        self.cgroups, self.ungrouped = settle_cgroups()
         for pool in self.pools.values():
             self.page.set(pool.klass, Gauge.LIMIT, pool.settings.most)
         self.configure_feeder()

@@ -22,6 +22,7 @@ from . import proctree
 from .birth import fork
 from .bounds import Running, Watch, resident_bytes
 from .breaker import Breaker
+from .cgroup import Cgroups
 from .channel import LONG_S, MAX_NAMES, MAX_PACKET, SHORT_S, Kind, Report, pack_names, unpack
 from .config import ClassConfig, Config
 from .log import log
@@ -48,6 +49,7 @@ class Owner(Protocol):
     page: Page
     presence: Presence
     reactor: Reactor
+    cgroups: Cgroups | None  #: None: nobody delegated any
     fed: set[str]  #: names that some worker was handed and did not report on
 
     def reported(self, pool: Pool, report: Report) -> None:
@@ -271,11 +273,14 @@ class Pool:
             worker.silent_s = 0.0 if slot.start_ns else worker.silent_s + elapsed_s
             if worker.silent_s > self._patience_s:
                 self.doom(worker, Cause.LOST, f"it took up no task within {self._patience_s:g} s")
-        tasks = [Running(pid, slot.start_ns, worker.settings) for pid, (worker, slot) in running.items()]
+        tasks = [
+            Running(pid, slot.start_ns, worker.settings, worker.group is not None and worker.group.holds)
+            for pid, (worker, slot) in running.items()
+        ]
         for pid, cause, message in self._watch.look(tasks, now):
             worker, slot = running[pid]
             # At once: what eats memory does not wait for the end of a grace.
-            self.doom(worker, cause, message, slot.name.decode(), at_once=cause is Cause.OUT_OF_MEMORY)
+            self.doom(worker, cause, message, slot.name.decode(), at_once=cause is Cause.HOST_OOM)
 
     @property
     def _patience_s(self) -> float:
@@ -332,6 +337,8 @@ class Pool:
         for descriptor in (worker.pidfd, worker.stacks):
             os.close(descriptor)
         worker.channel.close()
+        if worker.group is not None:
+            worker.group.close(keep_children=worker.settings.keep_children)
         self.workers.remove(worker)
         owner.fed.difference_update(worker.fed)
         death.start_ns = owner.page.slot(worker.slot).start_ns
@@ -365,12 +372,13 @@ class Pool:
             undo.callback(_end_child, pid)
             pidfd = os.pidfd_open(pid)
             undo.pop_all()
+        group = owner.cgroups.enter(claims.partition(".")[2], pid, self.settings) if owner.cgroups else None
         ours.setblocking(False)
         limit = self.settings.max_tasks
         worker = Worker(
             pid, pidfd, slot, int(claims.split(".")[1]), claims, ours, stacks, time.monotonic(), self.settings,
             retire_after=limit and max(1, round(limit * random.uniform(0.9, 1.1))),
-            oom_kills=oom_kills(),
+            oom_kills=oom_kills(), group=group,
         )  # fmt: skip
         self.workers.append(worker)
         owner.page.slot_set(slot, pid, worker.incarnation, self.klass, SlotState.STARTING)

@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .cgroup import Group
 from .config import ClassConfig
 from .task import Cause
 
@@ -56,6 +57,7 @@ class Worker:
     tasks: int = 0
     doom: Doom | None = None  #: why it is being killed
     oom_kills: int = 0  #: of this host, when it started
+    group: Group | None = None  #: its own, where this supervisor has a subtree of control groups
 
 
 def explain(worker: Worker, status: int, klass: str) -> Death:
@@ -68,8 +70,12 @@ def explain(worker: Worker, status: int, klass: str) -> Death:
         return Death(status, cause, message, wanted=False, file=file, stacks=stacks)
     code = os.waitstatus_to_exitcode(status)
     who = f"worker {worker.pid} ({klass})"
+    if code == -signal.SIGKILL and worker.group and worker.group.ooms:
+        bound = worker.settings.memory_bytes
+        allowed = f"{bound / 2**30:.2f} GiB are allowed (memory_bytes)" if bound else "the bound of a group above it"
+        return Death(status, Cause.HOST_OOM, f"{who} was ended by the kernel for its memory, {allowed}", False)
     if code == -signal.SIGKILL and oom_kills() > worker.oom_kills:
-        return Death(status, Cause.OUT_OF_MEMORY, f"{who} was killed by the kernel, which was out of memory", False)
+        return Death(status, Cause.HOST_OOM, f"{who} was killed by the kernel, which was out of memory", False)
     if code < 0:
         return Death(status, Cause.SIGNAL, f"{who} was killed by {signal.Signals(-code).name}", False)
     return Death(status, Cause.EXIT, f"{who} ended with exit code {code}", worker.ending and code == 0)

@@ -59,6 +59,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
         "delayed": intake.delayed,
         "unread": intake.unread,
         "sweeps": page.get_global(Global.SWEEPS),
+        "cgroups": sorted(supervisor.cgroups.on) if supervisor.cgroups else supervisor.ungrouped,
         "quarantined": page.get_global(Global.QUARANTINED),
         "services": {sidecar.name: _service_status(sidecar) for sidecar in supervisor.crew.all()},
         "classes": {name: _class_status(supervisor, pool) for name, pool in supervisor.pools.items()},

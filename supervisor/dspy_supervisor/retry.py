@@ -17,9 +17,10 @@ from .task import Cause, TaskName
 FINAL = frozenset({Cause.REFUSED, Cause.CANCELLED, Cause.DELIVERIES})
 #: these are not the task's fault and charge no attempt of its budget, only a delivery
 BLAMELESS = frozenset({Cause.LOST})
-_NO_FAULTS = BLAMELESS | {Cause.OUT_OF_MEMORY}  # that has a budget of its own
+_OOMS = frozenset({Cause.OUT_OF_MEMORY, Cause.HOST_OOM})  # that have a budget of their own
+_NO_FAULTS = BLAMELESS | _OOMS
 #: in these the worker itself died under the task
-DEATHS = frozenset({Cause.SIGNAL, Cause.EXIT, Cause.OUT_OF_MEMORY})
+DEATHS = frozenset({Cause.SIGNAL, Cause.EXIT, Cause.HOST_OOM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,8 @@ def decide(
         return Verdict(cause)
     if died and cause in DEATHS and name.crashes + 1 >= budget.max_crashes:
         return Verdict(cause)
-    if cause is Cause.OUT_OF_MEMORY:
-        faults, bound = sum(earlier is Cause.OUT_OF_MEMORY for earlier in past), budget.max_ooms
+    if cause in _OOMS:
+        faults, bound = sum(earlier in _OOMS for earlier in past), budget.max_ooms
     else:
         faults, bound = sum(earlier not in _NO_FAULTS for earlier in past), budget.max_attempts
     if len(past) >= MAX_HISTORY:  # those before are not told of any more: they count, or a high bound is never reached

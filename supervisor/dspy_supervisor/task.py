@@ -90,10 +90,11 @@ class Cause(StrEnum):
     TIMEOUT = "timeout"  #: its time was up
     SIGNAL = "signal"  #: the worker was killed by a signal
     EXIT = "exit"  #: the worker, or the command, ended with an exit code
-    OUT_OF_MEMORY = "out_of_memory"
+    OUT_OF_MEMORY = "out_of_memory"  #: a GPU, or its own interpreter, had no more for it
     CANCELLED = "cancelled"
     LOST = "lost"  #: the host that ran it was lost, or its supervisor was killed
     DELIVERIES = "deliveries"  #: given out too often without an end, whoever was at fault
+    HOST_OOM = "host_oom"  #: it was ended for the host's memory, above its own bound or by a kernel that had none left
 
 
 class State(StrEnum):

@@ -42,7 +42,11 @@ RETRY_WRITE_S = 5.0  #: between two tries to write a result that the disk didn't
 _FLUSH_S = 0.002  # reports of tasks shorter than this travel together
 _CAUSES = tuple(Cause)
 #: attempts that are counted by their cause as they end: what decides about limits can't wait for the last of a task
-COUNTED = {Cause.TIMEOUT: Counter.TIMEOUTS, Cause.OUT_OF_MEMORY: Counter.OOMS}
+COUNTED = {
+    Cause.TIMEOUT: Counter.TIMEOUTS,
+    Cause.OUT_OF_MEMORY: Counter.OOMS,
+    Cause.HOST_OOM: Counter.OOMS,
+}
 #: handlers that end their task in time by themselves, and need a moment more than it to do so
 _SELF_TIMED = frozenset({"command"})
 _SLACK_S = 2.0

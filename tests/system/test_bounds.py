@@ -22,7 +22,7 @@ def test_a_task_over_its_memory_is_ended_and_the_record_says_how_much_it_may_hav
     rig.drop("hog", {"do": "hog", "bytes": 400 << 20})
     rig.drop("next")
     error = rig.record("hog")["error"]
-    assert error["cause"] == "out_of_memory"
+    assert error["cause"] == "host_oom"
     assert "0.25 GiB are allowed (memory_bytes)" in error["message"]
     assert rig.record("next")["status"] == "done"
 
@@ -31,7 +31,7 @@ def test_what_a_command_starts_counts_as_memory_of_its_task(rig: Rig) -> None:
     rig.start("--kinds", "command", workers=1, settings=bounded(memory_bytes="100M"))
     hog = "import time; block = b'x' * (200 << 20); time.sleep(600)"
     rig.drop("hog", {"argv": ["sh", "-c", '"$0" -c "$1" & wait', sys.executable, hog]}, kind="command")
-    assert rig.record("hog")["error"]["cause"] == "out_of_memory"
+    assert rig.record("hog")["error"]["cause"] == "host_oom"
 
 
 def test_a_task_over_its_cpu_time_is_out_of_time_and_its_stacks_are_kept(rig: Rig) -> None:

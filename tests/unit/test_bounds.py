@@ -60,7 +60,7 @@ def test_memory_that_processes_share_counts_once(python):
     assert 64 * MIB < own_bytes(tree) < 3 * 64 * MIB
     assert Watch().look([running(pid, memory_bytes=4 * 64 * MIB)], 0.0) == []
     (excess,) = Watch().look([running(pid, memory_bytes=64 * MIB)], 0.0)
-    assert (excess.pid, excess.cause) == (pid, Cause.OUT_OF_MEMORY)
+    assert (excess.pid, excess.cause) == (pid, Cause.HOST_OOM)
     assert excess.message.endswith("0.06 GiB are allowed (memory_bytes)")
 
 

@@ -40,7 +40,7 @@ def test_memory_that_ran_out_has_a_budget_of_its_own():
 
 
 def test_a_worker_that_the_kernel_kills_for_memory_counts_as_a_death_too():
-    assert run([Cause.OUT_OF_MEMORY], died=True) == (3, Cause.OUT_OF_MEMORY)
+    assert run([Cause.HOST_OOM], died=True) == (3, Cause.HOST_OOM)
 
 
 @pytest.mark.parametrize("cause", [Cause.REFUSED, Cause.CANCELLED, Cause.DELIVERIES])
