@@ -6,8 +6,10 @@ What a filesystem does is tried in a hidden folder of the queue's own folder, wh
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import resource
+import socket
 import stat
 import sys
 import time
@@ -39,6 +41,7 @@ def examine(config: Config) -> Iterator[Finding]:
     yield _kind(folder, kind)
     yield _space(folder)
     yield _permissions(config)
+    yield from _http(config)
     yield _runtime(config.runtime_dir)
     try:
         with scratch_folder(folder) as scratch:
@@ -183,6 +186,32 @@ def _permissions(config: Config) -> Finding:
         message = f"group {folder.stat().st_gid} may write {folder}, and so run programs as you"
         return Finding("permissions", Level.WARN, message, f"chmod g-w {folder}, unless that is meant")
     return Finding("permissions", Level.OK, f"nobody else may write {folder}{missing}")
+
+
+def _http(config: Config) -> Iterator[Finding]:
+    missing = [name for name in ("httptools", "starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    remedy = "pip install 'dspy-supervisor[api]'"
+    if not config.http and config.metrics_port is None:
+        message = "off" + (f", and could not be on: there is no {missing[0]}" if missing else ": --http serves it")
+        yield Finding("HTTP", Level.OK, message, remedy if missing else "")
+        return
+    if missing:
+        message = f"there is no {missing[0]}: the supervisor works, without its API, metrics and dashboard"
+        yield Finding("HTTP", Level.WARN, message, remedy)
+        return
+    where = f"{config.http_host}, port {config.http_port if config.http else config.metrics_port}"
+    yield Finding("HTTP", Level.OK, f"{where}, {'with' if config.http_token else 'without'} a token")
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(config.http_host.strip("[]"), None)}
+    except OSError as error:
+        remedy = 'name an address of this host: http_host = "127.0.0.1"'
+        yield Finding("HTTP address", Level.FAIL, f"{config.http_host} has none: {error.strerror}", remedy)
+        return
+    reached = sorted(str(one) for one in found if not str(one).startswith("127.") and one != "::1")
+    if reached and config.http_token is None:
+        remedy = 'give one (http_token_file = "FILE"), or listen on 127.0.0.1'
+        message = f"other hosts reach {reached[0]}, and there is no http_token: it is not served"
+        yield Finding("HTTP address", Level.FAIL, message, remedy)
 
 
 def _runtime(folder: Path) -> Finding:

@@ -139,6 +139,8 @@ def read_content(layout: Layout, found: Found) -> Content | None:
 
 def read_record(layout: Layout, task_id: str) -> dict[str, Any] | None:
     """Return the record of an ended task, or None while there is none: what a stranger put there is none."""
+    if not is_task_id(task_id):  # nor may it lead anywhere else
+        return None
     for folder in (layout.done, layout.failed):
         try:
             descriptor = os.open(f"{task_id}.json", _OPEN_FILE, dir_fd=folder)

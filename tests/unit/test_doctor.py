@@ -1,8 +1,10 @@
 """The doctor tries what it claims: good folders pass, and each planted trouble is found and has a remedy."""
 
 import importlib
+import importlib.util
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,29 @@ def test_every_warning_and_failure_has_a_remedy(config, monkeypatch):
     for finding in doctor.examine(config):
         if finding.level is not Level.OK and finding.check != "RENAME_NOREPLACE":
             assert finding.remedy, finding
+
+
+def http_findings(config: Config, monkeypatch, missing: str = "", **settings) -> dict[str, Finding]:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else there("json"))
+    found = findings(replace(config, **settings))
+    return {name: one for name, one in found.items() if name.startswith("HTTP")}
+
+
+def test_the_gateway_is_judged_by_what_is_installed_and_by_who_reaches_it(config, monkeypatch):
+    assert http_findings(config, monkeypatch)["HTTP"].level is Level.OK
+    off = http_findings(config, monkeypatch, missing="uvicorn")["HTTP"]
+    assert (off.level, off.remedy) == (Level.OK, "pip install 'dspy-supervisor[api]'")
+    lacking = http_findings(config, monkeypatch, missing="uvicorn", http=True)["HTTP"]
+    assert (lacking.level, lacking.remedy) == (Level.WARN, "pip install 'dspy-supervisor[api]'")
+    local = http_findings(config, monkeypatch, http=True)
+    assert (local["HTTP"].level, local["HTTP"].message) == (Level.OK, "127.0.0.1, port 9097, without a token")
+    open_to_all = http_findings(config, monkeypatch, http=True, http_host="0.0.0.0")["HTTP address"]
+    assert open_to_all.level is Level.FAIL and "no http_token" in open_to_all.message and "token" in open_to_all.remedy
+    token = http_findings(config, monkeypatch, http=True, http_host="0.0.0.0", http_token="x" * 16)
+    assert token.keys() == {"HTTP"}
+    nowhere = http_findings(config, monkeypatch, http=True, http_host="no-such-host.invalid")["HTTP address"]
+    assert nowhere.level is Level.FAIL
 
 
 def test_a_folder_that_others_may_write_fails_and_the_bit_is_named(config, tmp_path):

@@ -89,6 +89,12 @@ def test_what_is_no_record_reads_as_none(rig, tmp_path, kind):
     assert read_found(rig.layout, find_one(rig.layout, "a1")) is None
 
 
+@pytest.mark.parametrize("no_id", ["../pending/a1", "/etc/a1", "..", "", "a/b", "a\0", "x" * 300])
+def test_what_can_be_no_id_has_no_record_and_leads_to_no_other_folder(rig, no_id):
+    rig.put("a1")
+    assert read_record(rig.layout, no_id) is None
+
+
 def test_why_a_file_was_refused_is_told_by_its_id(rig):
     for reason in ("first", "second"):
         (rig.path / "pending/a1.json").write_text("{")

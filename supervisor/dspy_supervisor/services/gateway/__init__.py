@@ -31,8 +31,11 @@ _AGAIN_S = 30.0
 
 def run(post: ServicePost) -> int:
     """Be the gateway of a supervisor; return the exit code."""
+    post.link.send({"op": "state", "listening": []})  # whatever the one before us said
     while missing := _missing():
-        post.link.send({"op": "state", "problem": f"there is no {missing} to serve HTTP with: {REMEDY}"})
+        post.link.send(
+            {"op": "state", "listening": [], "problem": f"there is no {missing} to serve HTTP with: {REMEDY}"}
+        )
         if _told_to_stop(post, _AGAIN_S):
             return 0
     from .service import run as serve  # what it needs is loaded in this process alone

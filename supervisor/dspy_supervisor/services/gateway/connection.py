@@ -10,6 +10,7 @@ reset, by which the caller loses the answer that it was about to read (RFC 9112,
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from typing import Any
 
@@ -20,6 +21,8 @@ from uvicorn.server import ServerState
 MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 200
 KEEP_ALIVE_S = 75  #: that a caller may keep a connection without a request
+_MAX_PIPELINED = 32  # requests of one caller that wait for the answer to the one before
+_SEND_BYTES = 256 << 10
 _SPARE = 64  # connections beyond the bound that are told so
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 << 20
@@ -65,6 +68,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Lingering(transport, self))  # type: ignore[arg-type]
         self._head_since = time.monotonic()
+        # What the kernel keeps for a caller who does not take it is memory, too, and hides that he doesn't.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
         if len(self.connections) > self._all.most + _SPARE:
             transport.abort()
         elif len(self.connections) > self._all.most:
@@ -88,6 +93,10 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_since, self._head_bytes = 0.0, 0
         if self.transport.is_closing():
+            return
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            self._all.cut += 1
+            self.transport.abort()
             return
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:

@@ -50,10 +50,13 @@ class Context:
         """Return the supervisor's answer. Raises RequestRefused, NotRunning, WaitTimeout, ServiceUnavailable."""
         return await self.apart(ask, self._socket, {"do": do, **request}, timeout_s)
 
-    async def status(self) -> dict[str, Any]:
-        """Return the supervisor's `status`, at most a second old; not to be changed. Raises what `ask` raises."""
+    async def status(self, *, fresh: bool = False) -> dict[str, Any]:
+        """Return the supervisor's `status`, at most a second old, or asked for now; not to be changed.
+
+        Raises what `ask` raises.
+        """
         task, now = self._status, time.monotonic()
-        if task is None or (task.done() and (task.exception() is not None or now - self._asked_at > _FRESH_S)):
+        if task is None or (task.done() and (fresh or _failed(task) or now - self._asked_at > _FRESH_S)):
             self._asked_at = now
             task = self._status = asyncio.create_task(self.ask("status"))
         return await asyncio.shield(task)
@@ -82,3 +85,7 @@ class Context:
         self.disk.close()
         self.queue.close()
         self.sync_queue.close()
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    return task.cancelled() or task.exception() is not None

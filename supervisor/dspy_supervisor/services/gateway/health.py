@@ -49,7 +49,8 @@ def routes(context: Context) -> list[BaseRoute]:
 
 async def _obstacles(context: Context) -> AsyncIterator[str]:
     """Yield what keeps tasks from being taken or run now, in words."""
-    if context.stopping.is_set():
+    stopping = context.stopping.is_set()
+    if stopping:
         yield "the gateway is stopping"
     try:
         layout = await context.apart(context.sync_queue.access.now)
@@ -58,7 +59,7 @@ async def _obstacles(context: Context) -> AsyncIterator[str]:
     except (SupervisorError, OSError) as error:
         yield str(error)
     try:
-        status = await context.status()
+        status = await context.status(fresh=stopping)
     except (SupervisorError, OSError) as error:
         yield str(error)
         return

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from typing import Any
 
-from dspy_fastpath.counters import Gauge, Page
+from dspy_fastpath.counters import Page
 from starlette.routing import Router
 from starlette.types import ASGIApp
 
@@ -31,7 +31,7 @@ from .listening import Listener, resolve
 
 _TURN_S = 1.0
 _AGAIN_S = 2.0  # between two tries to bind what is taken
-_STATE_S = 5.0  # between two accounts of what was answered
+_STATE_S = 2.0  # between two accounts of what was answered
 _END_S = 5.0  # that requests get to end where nothing else is waited for
 _SPARE_S = 2.0  # of the drain that is left to the supervisor
 _SPARE_FILES = 256
@@ -149,9 +149,8 @@ class _Gateway:
         """Answer who waits, end streams; while the supervisor drains, go on saying so."""
         context.stopping.set()
         deadline = time.monotonic() + max(0.0, self._post.config.drain_s - _SPARE_S)
-        with contextlib.suppress(SupervisorError, OSError):
-            drains = (await context.ask("status", 2.0))["stopping"]
-            while drains and self._inflight() and time.monotonic() < deadline:
+        with contextlib.suppress(SupervisorError, OSError):  # a supervisor that does not answer has no use for us
+            while time.monotonic() < deadline and _drains(await context.status(fresh=True)):
                 await self._turn(context)
         for listener in self._listeners:
             listener.close()
@@ -183,9 +182,6 @@ class _Gateway:
         if any(message["op"] == "stop" for message in self._link.receive(0.0)):
             self._told.set()
 
-    def _inflight(self) -> int:
-        return sum(self._page.gauge(klass, Gauge.INFLIGHT) for klass in range(len(self._page.classes)))
-
     def _show(self, context: Context | None) -> None:
         """Tell the supervisor how things are: troubles at once, figures now and then."""
         problems = [self._problem, *(listener.problem for listener in self._listeners)]
@@ -205,6 +201,11 @@ class _Gateway:
         if state != self._state:
             self._state = state
             self._link.send({"op": "state", **state})
+
+
+def _drains(status: Mapping[str, Any]) -> bool:
+    """Whether the supervisor waits for tasks before it ends."""
+    return bool(status["stopping"]) and any(one["inflight"] for one in status["classes"].values())
 
 
 def _router(context: Context, modules: Any) -> ASGIApp:
