@@ -15,10 +15,20 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.errno cimport (
     EACCES, EEXIST, EINTR, EINVAL, EIO, ELOOP, ENODEV, ENOENT, ENOSYS, ENXIO, EPERM, ESTALE, ETIMEDOUT, errno,
 )
+from libc.stdint cimport int64_t
 from libc.string cimport memchr
 
 from dspy_fastpath.envelope import scan
 
+
+cdef extern from * nogil:
+    """
+    #include <stdint.h>
+    #define tally_add(cell) ((void)__atomic_fetch_add((cell), 1, __ATOMIC_RELAXED))
+    #define tally_load(cell) __atomic_load_n((cell), __ATOMIC_RELAXED)
+    """
+    void tally_add(int64_t *cell)
+    int64_t tally_load(int64_t *cell)
 
 cdef extern from "<sys/stat.h>" nogil:
     ctypedef unsigned int uid_t
@@ -352,8 +362,12 @@ cdef int write_all(int descriptor, const char *data, Py_ssize_t size) noexcept n
     return 0
 
 
+cdef int64_t synced = 0
+
+
 cdef int sync_all(int descriptor) noexcept nogil:
     # Repeated for EINTR alone: after any other failure the pages count as clean and a second call would lie.
+    tally_add(&synced)
     while fsync(descriptor) != 0:
         if errno != EINTR:
             return errno
@@ -397,6 +411,11 @@ def sync(int fd):
         why = sync_all(fd)
     if why != 0:
         raise OSError(why, os.strerror(why))
+
+
+def syncs():
+    """Return how many files and folders this process put on the disk, or tried to, in calls of this module."""
+    return tally_load(&synced)
 
 
 def sync_filesystem(int fd):

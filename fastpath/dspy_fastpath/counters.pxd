@@ -50,6 +50,7 @@ cpdef enum Counter:
     REFUSED  # files that went to quarantine/
     TIMEOUTS  # attempts whose time was up, whether they were tried again or not
     OOMS  # attempts that ended out of memory, likewise
+    SUBMITTED  # tasks that arrived, those included that waited at the start
 
 
 cpdef enum Gauge:
@@ -88,6 +89,8 @@ cpdef enum Global:
     SLURM_CALLS
     SLURM_CALL_ERRORS
     SLURM_GPU_SECONDS
+    ERROR_PPM  # attempts of the last minute that failed, in millionths of those that ended
+    EVENTS  # that were published for others: lines of the action log
 
 
 cpdef enum Histogram:

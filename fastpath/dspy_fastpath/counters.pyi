@@ -13,6 +13,7 @@ class Counter(IntEnum):
     REFUSED = 5
     TIMEOUTS = 6
     OOMS = 7
+    SUBMITTED = 8
 
 class Gauge(IntEnum):
     PENDING = 0
@@ -49,6 +50,8 @@ class Global(IntEnum):
     SLURM_CALLS = 20
     SLURM_CALL_ERRORS = 21
     SLURM_GPU_SECONDS = 22
+    ERROR_PPM = 23
+    EVENTS = 24
 
 class Histogram(IntEnum):
     WAIT = 0

@@ -29,6 +29,7 @@ class Backlog:
         self._ageing_s = ageing_s
         self._heap: list[Entry] = []
         self._files: set[str] = set()
+        self._arrivals: list[tuple[float, str]] = []  # heap; entries of tasks that are gone are passed over
 
     def __len__(self) -> int:
         return len(self._files)
@@ -45,7 +46,19 @@ class Backlog:
             return False
         self._files.add(file)
         heapq.heappush(self._heap, Entry(arrived - priority * self._ageing_s, file, priority))
+        heapq.heappush(self._arrivals, (arrived, file))
         return True
+
+    @property
+    def oldest(self) -> float | None:
+        """When the task that waits longest arrived, epoch seconds, whatever its priority; None where nothing waits."""
+        arrivals = self._arrivals
+        if len(arrivals) > 64 and len(arrivals) > 2 * len(self._files):
+            arrivals = self._arrivals = [entry for entry in arrivals if entry[1] in self._files]
+            heapq.heapify(arrivals)
+        while arrivals and arrivals[0][1] not in self._files:
+            heapq.heappop(arrivals)
+        return arrivals[0][0] if arrivals else None
 
     def discard(self, file: str) -> bool:
         """Forget a task; False where it wasn't known."""
@@ -74,6 +87,7 @@ class Backlog:
     def clear(self) -> None:
         """Forget everything, for a scan that begins anew."""
         self._heap.clear()
+        self._arrivals.clear()
         self._files.clear()
 
 

@@ -28,6 +28,7 @@ class CompatFiles:
         self._layout = layout
         self.choose(metrics=metrics, actions=actions)
         self._processed = 0
+        self.published = 0  #: lines of the action log
         self._shown: dict[str, int] = {}
         self._shown_at = float("-inf")  # monotonic seconds
         self._log: int | None = None
@@ -50,6 +51,7 @@ class CompatFiles:
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 self._log = os.open(self._layout.path.parent / "agent_action.jsonl", flags, 0o640)
             os.write(self._log, line)
+            self.published += 1
         except OSError as error:
             log.warning("action_log_off", error=str(error))
             self._actions = False

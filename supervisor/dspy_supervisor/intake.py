@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dspy_fastpath.counters import Global, Page
+from dspy_fastpath.counters import Counter, Global, Page
 from dspy_fastpath.inotify import Watcher
 
 from .backlog import Backlog
@@ -31,6 +31,7 @@ _LOW_WATER = HIGH_WATER // 2
 _WHOLE_S = 30.0  # between two passes to the folder's end for the sake of idle classes, where another one is full
 _MAX_SUSPECTS = 10_000
 _MAX_ROUTES = 1000
+_MAX_COUNTED = 10_000
 _IGNORED = (".tmp", ".lock")
 
 
@@ -72,6 +73,8 @@ class Intake:
     blind: bool = False  #: no events come
     waiting: int = 0  #: tasks in pending/ at the end of the last whole pass
     _routes: dict[tuple[str | None, str | None], tuple[str, str]] = field(default_factory=dict)
+    _counted: set[str] = field(default_factory=set)  # tasks that were counted as they arrived; some are gone
+    _most_counted: int = _MAX_COUNTED
     _delayed: set[str] = field(default_factory=set)
     _due: list[tuple[float, str]] = field(default_factory=list)  # heap: monotonic seconds, file
     _suspects: dict[str, _Suspect] = field(default_factory=dict)
@@ -266,24 +269,46 @@ class Intake:
 
     # -- below -------------------------------------------------------------------------------------------------------------
 
+    @property
+    def depth(self) -> int:
+        """Tasks in pending/, as far as they are known."""
+        known = sum(map(len, self.backlogs.values())) + len(self.held)
+        return known if max(map(len, self.backlogs.values())) < _LOW_WATER else max(known, self.waiting)
+
     def _admit(self, file: str, task: Claim) -> bool:
         not_before = task.fields.not_before
         if not_before is not None and not_before > time.time():
+            self._count(file, task)
             self.queue.delay(file, not_before)  # and the event of that brings it here again
             return True
         klass, reason = self._route(task)
         if reason:
             self.hold(file, klass, reason)
+            if file in self.held:
+                self._count(file, task)
             return True
         backlog = self.backlogs[klass]
         if len(backlog) >= HIGH_WATER and task.fields.priority <= 0:
             self._rescan = True
             return False
+        self._count(file, task)
         if not backlog and self.offer(klass, file):
             return True
         # A time in the future would be a head start for ever; a clock that was set back must not stop a task.
         backlog.add(file, min(task.submitted_at, time.time()), task.fields.priority)
         return True
+
+    def _count(self, file: str, task: Claim) -> None:
+        """Count a task that arrived: once, though it may be looked at again and again."""
+        if task.name.attempt or file in self._counted:
+            return
+        if len(self._counted) >= self._most_counted:
+            known = {*self.held, *self.fed, *itertools.chain(*self.backlogs.values())}
+            known |= {parsed[1].file for parsed in map(parse_delayed, self._delayed) if parsed}
+            self._counted &= known
+            self._most_counted = max(_MAX_COUNTED, 2 * len(self._counted))
+        self._counted.add(file)
+        self.page.add(self.page.classes.index(task.workload), Counter.SUBMITTED)
 
     def _route(self, task: Claim) -> tuple[str, str]:
         """Return the class of a task and why it can't run here; decided once for all tasks of its kind and class."""
@@ -320,7 +345,6 @@ class Intake:
             self.discard(file)
         self.page.add_global(Global.DRIFT, len(walk.unseen))
         self.waiting = walk.seen
-        self.page.set_global(Global.TOTAL_PENDING, walk.seen)
         self._whole_at = time.monotonic() + max(_WHOLE_S, 20 * walk.cost_s)
         self._end_pass()
 

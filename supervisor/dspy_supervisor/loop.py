@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dspy_fastpath.claim import syncs
 from dspy_fastpath.counters import Counter, Gauge, Global, Page
 
 from . import proctree
@@ -122,6 +123,7 @@ class Supervisor:
         self.burst = Burst(self)
         self.allocation = Allocation(self)
         self._watch_descriptor: int | None = None
+        self._synced = 0  # calls of fsync that are on the page
 
     @property
     def socket_path(self) -> Path:
@@ -430,11 +432,17 @@ class Supervisor:
         for name, pool in self.pools.items():
             pending = self.intake.pending_of(name)
             self.page.set(pool.klass, Gauge.PENDING, pending)
+            self.page.set(pool.klass, Gauge.OLDEST, int((self.backlogs[name].oldest or 0.0) * 1e9))
             inflight = self.inflight(pool)
             self.page.set(pool.klass, Gauge.INFLIGHT, inflight)
             self.page.set(pool.klass, Gauge.WORKERS, len(pool.workers))
             depths[name] = pending + inflight
+        self.page.set_global(Global.TOTAL_PENDING, self.intake.depth)
         self.page.set_global(Global.UNSCANNED, int(self.intake.unread))
+        self.page.set_global(Global.EVENTS, self.compat.published)
+        if (synced := syncs()) != self._synced:
+            self.page.add_global(Global.FSYNCS, synced - self._synced)
+            self._synced = synced
         self.compat.show(depths)
 
     def inflight(self, pool: Pool) -> int:

@@ -34,6 +34,9 @@ from .taskqueue import TaskQueue
 from .worker import Post, live
 from .worker import Worker as WorkerProcess
 
+#: counted as they are heard of: a worker may die between a record and its count, and then the record tells
+_COUNTERS = {Kind.DONE: Counter.DONE, Kind.FAILED: Counter.FAILED, Kind.RETRIED: Counter.RETRIED}
+_CAUSES = {str(cause): place for place, cause in enumerate(Cause)}
 _STACKS_S = 0.2  # what a stuck worker gets to write its stacks
 _FORK_AGAIN_S = 5.0  # a host that is out of processes, memory or descriptors is given time
 _DEATH_S = 5.0  # SIGKILL takes effect at once, but for a process that waits for a disk
@@ -318,7 +321,10 @@ class Pool:
         else:
             if worker.fed.pop(report.file, None) is not None:
                 self._owner.fed.discard(report.file)
-            if report.kind in (Kind.DONE, Kind.FAILED, Kind.RETRIED):
+            if (counter := _COUNTERS.get(report.kind)) is not None:
+                self._owner.page.add(self.klass, counter)
+                if report.kind is Kind.FAILED:
+                    self._owner.page.fail(self.klass, _CAUSES[report.text])
                 worker.tasks += 1
                 self._breaker.failures = 0
                 self.mean_run_s += 0.2 * (report.run_s - self.mean_run_s)

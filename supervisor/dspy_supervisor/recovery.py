@@ -79,13 +79,13 @@ def settle_commits(queue: TaskQueue, result: Recovered, *, alone: bool) -> None:
             queue.forget_commit(name, target, published=published)
 
 
-def settle_commit(queue: TaskQueue, name: TaskName) -> bool:
-    """Publish the record of one attempt whose owner died right after its commit; False where it made none."""
-    for target in (queue.layout.done, queue.layout.failed):
+def settle_commit(queue: TaskQueue, name: TaskName) -> State | None:
+    """Publish the record of one attempt whose owner died right after its commit, and say what it is; None: it made none."""
+    for state, target in ((State.DONE, queue.layout.done), (State.FAILED, queue.layout.failed)):
         if exists(target, won_file(name)):
             queue.forget_commit(name, target, published=queue.publish(name, target))
-            return True
-    return False
+            return state
+    return None
 
 
 def drop_second_names(layout: Layout) -> int:

@@ -11,9 +11,10 @@ from dspy_fastpath.counters import Counter, Gauge, Global
 
 from .errors import ConfigError, SupervisorError, TaskNotFound
 from .jobbook import JobBook, is_carried
-from .lookup import find_one, quarantined
+from .lookup import find_one, quarantined, read_record
 from .nodes import node_of
-from .task import Cause, State, WorkloadClass
+from .settle import count_end
+from .task import Cause, State, TaskName, WorkloadClass
 from .taskqueue import parse_delayed, past_causes
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def explain(supervisor: Supervisor, task_id: str) -> str:
 def cancel(supervisor: Supervisor, task_id: str) -> dict[str, Any]:
     """Cancel a task that waits, or end the one that runs; the answer says which."""
     if supervisor.undertaker.cancel(task_id) is State.FAILED:
+        if (record := read_record(supervisor.layout, task_id)) is not None:
+            count_end(supervisor, TaskName(task_id), record)
         if (found := find_one(supervisor.layout, task_id)) is not None:
             supervisor.intake.discard(found.file)
         return {"id": task_id, "was": "waiting"}

@@ -7,18 +7,20 @@ import os
 import random
 import signal
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dspy_fastpath.counters import Counter
+from dspy_fastpath.counters import Counter, Histogram
 
 from . import proctree
 from .layout import list_folder
 from .log import log
+from .lookup import read_record
 from .nodes import node_of
 from .record import Run
 from .recovery import Recovered, is_further, settle_commit, settle_commits, take_from_dead
 from .retry import budget_of, decide
-from .task import Cause, TaskName
+from .task import Cause, TaskName, WorkloadClass
 from .taskqueue import Unusable, past_causes
 from .walltime import RunTimes
 from .worker import COUNTED
@@ -82,7 +84,13 @@ def settle_death(supervisor: Supervisor, pool: Pool, worker: Worker, death: Deat
     queue.close_owner(worker.owner)
     for file in worker.fed.keys() - set(in_hand):
         name = TaskName.parse(file)
-        if name is None or not settle_commit(queue, name):
+        if name is None:
+            continue
+        settle_commit(queue, name)
+        record = read_record(queue.layout, name.id)
+        if record is not None and record.get("owner") == worker.owner:
+            count_end(supervisor, name, record)  # it died before it could say so
+        else:
             supervisor.intake.see(file)
     if not death.wanted:
         log.warning(
@@ -93,6 +101,17 @@ def settle_death(supervisor: Supervisor, pool: Pool, worker: Worker, death: Deat
             message=death.message,
             tasks=in_hand,
         )
+
+
+def count_end(supervisor: Supervisor, name: TaskName, record: Mapping[str, Any]) -> None:
+    """Count a task that ended without a worker that says so, by its record."""
+    page, written = supervisor.page, record.get("class")
+    klass = page.classes.index(WorkloadClass.parse(written if isinstance(written, str) else None))
+    page.add(klass, Counter.DONE if record.get("status") == "done" else Counter.FAILED)
+    if record.get("status") != "done":
+        cause = (record.get("error") or {}).get("cause")
+        page.fail(klass, _CAUSES.index(Cause(cause)) if cause in set(Cause) else _CAUSES.index(Cause.LOST))
+    supervisor.compat.ended(name.file)
 
 
 def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, folder: int, name: TaskName) -> None:
@@ -133,6 +152,7 @@ def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, fo
     run = Run(started_at, time.time(), duration, worker.pid, worker.owner)
     if supervisor.undertaker.bury(folder, name.file, name, error, run):
         page.add(pool.klass, Counter.FAILED)
+        page.observe(pool.klass, Histogram.TOTAL, time.time() - held.submitted_at)
         page.fail(pool.klass, _CAUSES.index(verdict.final))
         supervisor.compat.ended(name.file)
         log.info("failed", task=name.file, klass=pool.name, cause=verdict.final, message=death.message)

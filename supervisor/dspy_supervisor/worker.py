@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from dspy_fastpath.counters import Counter, Histogram, Page
+from dspy_fastpath.claim import syncs
+from dspy_fastpath.counters import Counter, Global, Histogram, Page
 
 from . import bounds, current, proctree
 from .attempt import Outcome, Surroundings, run
@@ -40,7 +41,6 @@ from .walltime import RunTimes, Walltime
 
 RETRY_WRITE_S = 5.0  #: between two tries to write a result that the disk didn't take
 _FLUSH_S = 0.002  # reports of tasks shorter than this travel together
-_CAUSES = tuple(Cause)
 #: attempts that are counted by their cause as they end: what decides about limits can't wait for the last of a task
 COUNTED = {
     Cause.TIMEOUT: Counter.TIMEOUTS,
@@ -155,6 +155,7 @@ class Worker:
             self._walltime = Walltime(config.ends_at, reserve_s, RunTimes(queue.layout))
         self._reports: list[bytes] = []
         self._flushed_at = 0.0
+        self._synced = syncs()  # that are on the page; those before the fork are the supervisor's
 
     def load(self) -> None:
         """Import the handlers. Raises ConfigError naming the one that can't be."""
@@ -234,6 +235,9 @@ class Worker:
             raise stray
         self._page.observe(self._post.klass, Histogram.WAIT, max(0.0, started_at - held.submitted_at))
         self._page.observe(self._post.klass, Histogram.RUN, duration)
+        if (synced := syncs()) != self._synced:
+            self._page.add_global(Global.FSYNCS, synced - self._synced)
+            self._synced = synced
         if duration > LONG_S:
             while self._names:
                 self._report(Report(Kind.RETURNED, self._names.popleft()))
@@ -305,7 +309,7 @@ class Worker:
         if outcome.ok and outcome.result is not None:
             done = queue.finish(held, self._folder, done_record(held, outcome.result, facts, history))
             if done:
-                page.add(klass, Counter.DONE)
+                page.observe(klass, Histogram.TOTAL, time.time() - held.submitted_at)
             self._report(Report(Kind.DONE if done else Kind.GONE, held.file, facts.duration_s))
             return
         cause = outcome.cause or Cause.RAISED
@@ -328,7 +332,6 @@ class Worker:
             queue.note_attempt(held.name, error)
             put_back = queue.retry(held.file, self._folder, due)
             if put_back:
-                page.add(klass, Counter.RETRIED)
                 self._count(cause)
             self._report(Report(Kind.RETRIED if put_back else Kind.GONE, held.file, facts.duration_s, cause))
             return
@@ -336,9 +339,8 @@ class Worker:
             error |= {"cause": verdict.final, "last_cause": cause}
         failed = queue.fail(held, self._folder, failed_record(held, error, facts, history))
         if failed:
-            page.add(klass, Counter.FAILED)
+            page.observe(klass, Histogram.TOTAL, time.time() - held.submitted_at)
             self._count(cause)
-            page.fail(klass, _CAUSES.index(verdict.final))
         self._report(Report(Kind.FAILED if failed else Kind.GONE, held.file, facts.duration_s, verdict.final))
 
     def _count(self, cause: Cause) -> None:

@@ -750,6 +750,16 @@ def test_a_name_exists_whatever_it_leads_to(claims, pending):
         claims.exists(pending, b"x" * 256)
 
 
+def test_each_sync_is_counted_also_one_that_fails(claims, pending):
+    before = claims.syncs()
+    claims.write_new(pending, b"a", b"1", True)
+    claims.write_new(pending, b"b", b"1", False)
+    claims.sync(pending)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        claims.sync(1_000_000)
+    assert claims.syncs() - before == 3
+
+
 def test_a_whole_filesystem_is_synced_by_one_call(claims, pending):
     claims.write_new(pending, b"a1.json", TASK, False)
     claims.sync_filesystem(pending)

@@ -105,7 +105,7 @@ def write_new(dir_fd: int, name: bytes, data: bytes, sync: bool) -> None:
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
             if sync:
-                os.fsync(descriptor)
+                _sync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -113,8 +113,20 @@ def write_new(dir_fd: int, name: bytes, data: bytes, sync: bool) -> None:
         raise OSError(error.errno, error.strerror, name) from None
 
 
-def sync(fd: int) -> None:
+_synced = [0]
+
+
+def _sync(fd: int) -> None:
+    _synced[0] += 1
     os.fsync(fd)
+
+
+def sync(fd: int) -> None:
+    _sync(fd)
+
+
+def syncs() -> int:
+    return _synced[0]
 
 
 def sync_filesystem(fd):

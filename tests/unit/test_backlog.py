@@ -84,6 +84,34 @@ def test_no_priority_starves(priorities):
     )
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from("adp"), st.integers(0, 9), st.integers(0, 5), st.integers(-3, 3)), max_size=80)
+)
+def test_the_oldest_is_the_oldest_whatever_its_priority(steps):
+    for backlog in (Backlog(1.0), Shelf(1.0)):
+        waiting = {}
+        for number, (step, _, arrived, priority) in enumerate(steps):
+            if step == "a":
+                backlog.add(f"t{number}", float(arrived), priority)
+                waiting[f"t{number}"] = float(arrived)
+            elif step == "d":
+                gone = next(iter(waiting), "none")
+                backlog.discard(gone)
+                waiting.pop(gone, None)
+            elif (file := backlog.pop()) is not None:
+                del waiting[file]
+            assert backlog.oldest == min(waiting.values(), default=None)
+
+
+def test_looking_for_the_oldest_leaves_nothing_behind():
+    backlog = Backlog(1e6)
+    for number in range(10_000):
+        backlog.add(str(number), float(number), number % 3)
+        backlog.add("first", 0.0, -99)
+        assert backlog.pop() is not None and backlog.oldest == 0.0
+    assert len(backlog._arrivals) < 500
+
+
 def test_classes_share_by_weight():
     shares = Shares({"a": 3.0, "b": 1.0})
     assert Counter(shares.next(["a", "b"]) for _ in range(400)) == {"a": 300, "b": 100}

@@ -89,6 +89,7 @@ class Settler:
             return Told(Kind.GONE)
         klass = self._klass(held)
         self._page.add(klass, Counter.DONE)
+        self._page.observe(klass, Histogram.TOTAL, time.time() - held.submitted_at)
         self._page.add_global(Global.SLURM_COMPLETED)
         return Told(Kind.DONE, "", run.duration_s)
 
@@ -121,6 +122,7 @@ class Settler:
         if not queue.fail(held, self._folder, failed_record(held, error, run, history)):
             return Told(Kind.GONE)
         self._page.add(klass, Counter.FAILED)
+        self._page.observe(klass, Histogram.TOTAL, time.time() - held.submitted_at)
         self._page.fail(klass, _CAUSES.index(decided.final))
         self._page.add_global(Global.SLURM_FAILED)
         return Told(Kind.FAILED, str(decided.final), run.duration_s)
