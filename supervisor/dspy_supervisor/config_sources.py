@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from .config_table import NAMES, SECRETS, row, variable
+from .config_table import NAMES, SECRETS, row, variables_of
 from .errors import ConfigError
 
 TOML_NAME = "dspy-supervisor.toml"
 HIDDEN = "(secret)"  #: what is shown in place of a secret
+_OUR_PREFIXES = ("DSPY_", "ENV_", "INFERMESH_")  # of variables that nobody else means something by
 #: variables of ours that are no settings, and those of older tools that nothing here has to heed
 _OTHERS = {"DSPY_CONFIG", "DSPY_ENABLE_DEMO", "DSPY_CACHEDIR"}
 
@@ -28,6 +29,7 @@ class Value(NamedTuple):
     written: str  #: the name it was written under, for a refusal
     origin: str
     base: Path  #: of a relative path
+    common: bool = False  #: other programs know this name too: what can't be read is theirs, and no mistake
 
 
 Layer = Mapping[str, Value]
@@ -47,11 +49,14 @@ def flag_layer(flags: Mapping[str, object], cwd: Path) -> Layer:
 def environment_layer(environ: Mapping[str, str | None], cwd: Path, origin: str, where: str) -> Layer:
     """Return what variables say; ``where`` goes before their names in a refusal."""
     layer = {}
-    written = {name: variable(name) for name in NAMES}
-    written |= {f"{name}_file": f"{written[name]}_FILE" for name in SECRETS}
-    for name, known in written.items():
-        if value := environ.get(known):
-            layer[name] = Value(value, where + known, f"{origin} {known}", cwd)
+    written = {name: variables_of(name) for name in NAMES}
+    written |= {f"{name}_file": tuple(f"{known}_FILE" for known in written[name]) for name in SECRETS}
+    for name, variables in written.items():
+        for known in variables:
+            if value := environ.get(known):
+                common = not known.startswith(_OUR_PREFIXES)
+                layer[name] = Value(value, where + known, f"{origin} {known}", cwd, common)
+                break
     return layer
 
 
@@ -157,7 +162,8 @@ def nearest(stranger: str) -> str:
 
 
 def _known() -> set[str]:
-    return {variable(name) for name in NAMES} | {f"{variable(name)}_FILE" for name in SECRETS} | _OTHERS
+    known = {one for name in NAMES for one in variables_of(name)}
+    return known | {f"{one}_FILE" for name in SECRETS for one in variables_of(name)} | _OTHERS
 
 
 def _check_trusted(path: Path, named: bool) -> None:

@@ -1,8 +1,8 @@
 """Every setting, once: its field is its row of the table, and its name is the same in Config, TOML and `config show`.
 
 A setting ``max_pending`` has the variable DSPY_MAX_PENDING and, as each has, the flag --set max_pending=N. Those of GPUs,
-of Slurm and of HTTP are Config's too, written in config_gpu, config_slurm and config_http; those that each class has are in
-config_class.
+of Slurm, of HTTP and of embedding servers are Config's too, written in config_gpu, config_slurm, config_http and
+config_embed; those that each class has are in config_class.
 """
 # ruff: noqa: RUF009 (setting() returns dataclasses.field(), which that rule can't see)
 
@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .config_class import CLASS_SETTINGS, CLASSES, HANDLER, ClassConfig, class_defaults
+from .config_embed import EmbedSettings
 from .config_gpu import GpuSettings
 from .config_http import HttpSettings
 from .config_slurm import SlurmSettings
@@ -48,7 +49,7 @@ def _default_classes() -> Mapping[str, ClassConfig]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(GpuSettings, SlurmSettings, HttpSettings):
+class Config(GpuSettings, SlurmSettings, HttpSettings, EmbedSettings):
     """All settings of one supervisor or client, checked; paths are absolute. Only the two folders have no default."""
 
     mode: str = setting(
@@ -209,6 +210,11 @@ def variable(name: str) -> str:
     if name.startswith("class."):
         return "DSPY_" + name.removeprefix("class.").replace(".", "_").upper()
     return SETTINGS[name].variable or f"DSPY_{name.upper()}"
+
+
+def variables_of(name: str) -> tuple[str, ...]:
+    """Return the environment variables that give a setting, the one that wins first."""
+    return (variable(name), *row(name).also)
 
 
 def row(name: str) -> Setting:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import time
 
+from .config import Config
 from .sidecar import LOOK_S, Kind, Owner, Sidecar
+
+
+def wants_shared_batches(config: Config) -> bool:
+    """Whether workers of several tasks at once may embed, so that their texts can travel together."""
+    if not config.embed_shared or not config.embed_urls:
+        return False
+    serving = [one for one in config.classes.values() if one.workers]
+    everywhere = "embed" in config.kinds or "embed" in config.kind_handlers.values()
+    return sum(one.workers for one in serving if everywhere or one.handler == "embed") > 1
+
 
 KINDS = (
     Kind("telemetry", "dspy_supervisor.services.telemetry:run", lambda config: config.enable_gpu),
@@ -13,6 +24,7 @@ KINDS = (
         "dspy_supervisor.services.controller:run",
         lambda config: config.policy != "fixed",
     ),
+    Kind("embed", "dspy_supervisor.services.embed:run", wants_shared_batches),
     Kind("slurm", "dspy_supervisor.services.slurm:run", lambda config: config.enable_slurm),
     Kind(
         "gateway",

@@ -14,6 +14,10 @@
     ├── NotRunning             3   no supervisor serves this queue on this host
     ├── AlreadyRunning        75   another supervisor of this host serves this queue
     ├── ServiceUnavailable    69   a class or a service cannot work
+    ├── EmbeddingError         1   an embedding server gave no vectors
+    │   ├── EmbeddingRefused       it will never give them for this text, or this request
+    │   ├── EmbeddingInvalid       what it gave is not what was asked for
+    │   └── EmbeddingUnavailable  69   it can't be reached, or has too much to do
     └── WaitTimeout            5   the deadline of a wait passed (also a TimeoutError)
 
 A message names the thing, the value, and what to do or what happens next.
@@ -143,6 +147,39 @@ class NotInstalled(SupervisorError):
     def __init__(self, unit: str, why: str) -> None:
         super().__init__(f"{unit} is not installed: {why}")
         self.unit = unit
+
+
+class EmbeddingError(SupervisorError):
+    """An embedding server gave no vectors: which server, what it answered (an HTTP status, 0: nothing), for which texts."""
+
+    def __init__(self, message: str, *, endpoint: str = "", status: int = 0, index: int | None = None) -> None:
+        super().__init__(message)
+        self.endpoint, self.status = endpoint, status
+        self.index = index  #: of the text that is at fault, among those that were given; None: all of them
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_embedding_error, (type(self), str(self), {**self.__dict__}))
+
+
+class EmbeddingRefused(EmbeddingError):
+    """The server will never give vectors for this text, or this request."""
+
+
+class EmbeddingInvalid(EmbeddingError):
+    """The server gave something else than one vector of numbers for each text, all of one length."""
+
+
+class EmbeddingUnavailable(EmbeddingError):
+    """The server can't be reached, or has too much to do; ``retry_after_s``: when it may be worth to ask again."""
+
+    exit_code = 69
+    retry_after_s: float | None = None
+
+
+def _embedding_error(kind: type[EmbeddingError], message: str, facts: dict[str, Any]) -> EmbeddingError:
+    error = kind(message)
+    error.__dict__.update(facts)
+    return error
 
 
 class WaitTimeout(SupervisorError, TimeoutError):

@@ -37,6 +37,7 @@ class Setting(NamedTuple):
     flag: str = ""  #: "" where only --set NAME=VALUE gives it on the command line
     modes: Mapping[str, object] = {}  #: defaults that differ by mode
     live: bool = False  #: whether a reload applies it, or only a restart
+    also: tuple[str, ...] = ()  #: older variables that mean it too; its own wins
     secret: bool = False  #: its value is never shown, and may lie in a file that NAME_FILE names
 
 

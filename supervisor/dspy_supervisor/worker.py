@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 
 from dspy_fastpath.claim import syncs
@@ -28,6 +29,7 @@ from .attempt import Outcome, Surroundings, run
 from .birth import enter
 from .channel import LONG_S, MAX_PACKET, MAX_REPORTS, Kind, Report, pack, unpack_names
 from .config import ClassConfig, Config, set_variable
+from .embedding.options import shared_socket
 from .errors import ConfigError
 from .handlers import make
 from .log import log
@@ -171,7 +173,17 @@ class Worker:
                     command_env=(*config.command_env, *self._post.settings.environment),
                     command_cwd=config.command_cwd,
                     kill_grace_s=config.kill_grace_s,
+                    embed=config,
+                    embed_socket=self._embed_socket(),
                 )
+
+    def _embed_socket(self) -> Path | None:
+        config = self._post.config
+        return (
+            shared_socket(config.runtime_dir, self._queue.layout.queue_id, config.instance)
+            if config.embed_shared
+            else None
+        )
 
     def work(self) -> None:
         """Run what arrives until told to end."""

@@ -39,6 +39,7 @@ def test_every_field_but_the_classes_is_a_row_of_the_table():
     assert {f.name for f in dataclasses.fields(Config)} == {*SETTINGS, "classes"}
     assert all(row.help for row in (SETTINGS | CLASS_SETTINGS).values())
     names = [variable(name) for name in flat(load({}, {"HOME": "/h"}, Path("/")).config)]
+    names += [older for row in SETTINGS.values() for older in row.also]
     assert len(names) == len(set(names))
 
 

@@ -67,7 +67,10 @@ def test_a_supervisor_and_its_workers_do_without_ctypes(tmp_path):
     code = (
         "import os, dspy_supervisor.loop\n"
         "from dspy_supervisor import handlers, proctree\n"
-        "[handlers.make(name) for name in handlers.BUILT_IN]\n"
+        "from importlib.util import find_spec\n"
+        "from dspy_supervisor.config_embed import EmbedOptions\n"
+        "embed = EmbedOptions(embed_urls=('http://localhost',))\n"
+        "[handlers.make(name, embed=embed) for name in handlers.BUILT_IN if name != 'embed' or find_spec('httpx2')]\n"
         "proctree.become_subreaper()\n"
         "proctree.die_with_parent(os.getppid())"
     )

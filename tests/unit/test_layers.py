@@ -20,6 +20,7 @@ LAYERS = {
             "config_slurm",
             "config_gpu",
             "config_http",
+            "config_embed",
             "config_class",
             "config_table",
             "config_sources",
@@ -67,10 +68,17 @@ BESIDE = {
     "services": {"words", "rules", "sockets"},
     "client": {"words", "rules", "sockets"},
     "simulate": {"words", "rules"},
+    "embedding": {"words", "rules"},
 }
-SEES_BESIDE = {"handlers": {"actors"}, "services": {"cli"}, "client": {"cli"}, "simulate": {"cli"}}
+SEES_BESIDE = {
+    "handlers": {"actors"},
+    "services": {"cli"},
+    "client": {"cli"},
+    "simulate": {"cli"},
+    "embedding": {"cli", "actors"},
+}
 #: which of these sees which other: the gateway is a producer as any program is
-NEIGHBOURS = {("services", "client")}
+NEIGHBOURS = {("services", "client"), ("services", "embedding"), ("handlers", "embedding")}
 
 ROOT = Path(dspy_supervisor.__file__).parent
 ORDER = list(LAYERS)

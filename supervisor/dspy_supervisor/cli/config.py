@@ -15,7 +15,7 @@ import click
 from ..config import MODES, Loaded, flat
 from ..config_class import CLASS_SETTINGS, class_defaults
 from ..config_sources import HIDDEN, nearest
-from ..config_table import SETTINGS, row, variable
+from ..config_table import SETTINGS, row, variables_of
 from ..control_client import ask
 from ..setting import Setting
 from .options import with_config, with_whole_config
@@ -128,7 +128,9 @@ def _facts(name: str, setting: Setting) -> dict[str, object]:
     """Return what the table says of a setting, in words."""
     inner = name.removeprefix("class.CLASS.")
     is_general = name == inner
-    written = variable(name) if is_general else f"DSPY_CLASS_{inner.upper()}, as DSPY_GPU_{inner.upper()}"
+    written = (
+        ", ".join(variables_of(name)) if is_general else f"DSPY_CLASS_{inner.upper()}, as DSPY_GPU_{inner.upper()}"
+    )
     flag = setting.flag + ("" if is_general else " CLASS=VALUE") if setting.flag else f"--set {name}=VALUE"
     default = "said above" if setting.default is dataclasses.MISSING else _shown(setting.default) or "empty"
     other = (

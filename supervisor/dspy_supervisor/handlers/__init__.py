@@ -1,10 +1,12 @@
-"""The handlers that come with the program: echo, call and command, a file each."""
+"""The handlers that come with the program: echo, call, command and embed, a file each."""
 
 from __future__ import annotations
 
-from ..parts import Handler, load
+from pathlib import Path
 
-BUILT_IN = ("echo", "call", "command")
+from ..config_class import BUILT_IN as BUILT_IN
+from ..config_embed import EmbedSettings
+from ..parts import Handler, load
 
 
 def make(
@@ -14,6 +16,8 @@ def make(
     command_env: tuple[str, ...] = (),
     command_cwd: tuple[str, ...] = (),
     kill_grace_s: float = 3.0,
+    embed: EmbedSettings | None = None,
+    embed_socket: Path | None = None,
 ) -> Handler:
     """Return the handler that a built-in's short name or ``module:function`` stands for, with its settings.
 
@@ -31,4 +35,8 @@ def make(
         from . import command
 
         return command.make(command_env=command_env, command_cwd=command_cwd, kill_grace_s=kill_grace_s)
+    if name == "embed":
+        from . import embed as embedding
+
+        return embedding.make(embed, embed_socket)
     return load(name)
