@@ -58,6 +58,7 @@ __all__ = [
     "Config",
     "Loaded",
     "differences",
+    "dspy_cache_folder",
     "flat",
     "gpu_environment",
     "journal_stream",
@@ -247,14 +248,32 @@ def numba_cache_folder(runtime_dir: Path, environ: Mapping[str, str] | None = No
 
     systemd's cache directory where there is one, else the user's by the XDG specification, else one beside the socket.
     """
+    return _own_folder([place / "numba" for place in (*_cache_places(environ), runtime_dir)])
+
+
+def dspy_cache_folder(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Return the folder below which each worker has a cache of DSPy's, which is there and can be written now, or None.
+
+    DSPY_CACHEDIR where it is set, else a folder of ours: systemd's cache directory, or the user's by the XDG specification.
+    """
+    environ = os.environ if environ is None else environ
+    chosen = [Path(environ["DSPY_CACHEDIR"])] if environ.get("DSPY_CACHEDIR") else []
+    return _own_folder([*chosen, *(place / "dspy" for place in _cache_places(environ))])
+
+
+def _cache_places(environ: Mapping[str, str] | None) -> list[Path]:
     environ = os.environ if environ is None else environ
     places = [Path(place) for place in environ.get("CACHE_DIRECTORY", "").split(":") if place.startswith("/")]
     if (cache := environ.get("XDG_CACHE_HOME", "")).startswith("/"):
         places.append(Path(cache) / "dspy-supervisor")
     elif environ.get("HOME", "").startswith("/"):
         places.append(Path(environ["HOME"]) / ".cache" / "dspy-supervisor")
-    for place in [*places, runtime_dir]:
-        folder = place / "numba"
+    return places
+
+
+def _own_folder(places: Sequence[Path]) -> Path | None:
+    """Return the first of these folders that is ours alone and can be written, made where it is missing, or None."""
+    for folder in places:
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = folder.stat()

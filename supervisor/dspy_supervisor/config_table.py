@@ -1,8 +1,8 @@
 """Every setting, once: its field is its row of the table, and its name is the same in Config, TOML and `config show`.
 
 A setting ``max_pending`` has the variable DSPY_MAX_PENDING and, as each has, the flag --set max_pending=N. Those of GPUs,
-of Slurm, of HTTP and of embedding servers are Config's too, written in config_gpu, config_slurm, config_http and
-config_embed; those that each class has are in config_class.
+of Slurm, of HTTP, of embedding servers and of language models are Config's too, written in config_gpu, config_slurm,
+config_http, config_embed and config_llm; those that each class has are in config_class.
 """
 # ruff: noqa: RUF009 (setting() returns dataclasses.field(), which that rule can't see)
 
@@ -19,6 +19,7 @@ from .config_class import CLASS_SETTINGS, CLASSES, HANDLER, ClassConfig, class_d
 from .config_embed import EmbedSettings
 from .config_gpu import GpuSettings
 from .config_http import HttpSettings
+from .config_llm import LlmSettings
 from .config_slurm import SlurmSettings
 from .setting import (
     Setting,
@@ -49,7 +50,7 @@ def _default_classes() -> Mapping[str, ClassConfig]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(GpuSettings, SlurmSettings, HttpSettings, EmbedSettings):
+class Config(GpuSettings, SlurmSettings, HttpSettings, EmbedSettings, LlmSettings):
     """All settings of one supervisor or client, checked; paths are absolute. Only the two folders have no default."""
 
     mode: str = setting(

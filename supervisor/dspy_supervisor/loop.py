@@ -17,7 +17,7 @@ from typing import Any
 from dspy_fastpath.claim import syncs
 from dspy_fastpath.counters import Counter, Gauge, Global, Page
 
-from . import proctree
+from . import budget, proctree
 from .allocation import Allocation
 from .backlog import Backlog, Shelf
 from .burst import Burst
@@ -79,7 +79,10 @@ class Supervisor:
         self.queue = TaskQueue(self.layout, max_bytes=config.max_task_bytes, max_depth=config.max_depth)
         self.cgroups: Cgroups | None = None
         self.ungrouped = "not looked for yet"  #: why there are none
+        spent = budget.saved(self.page_path)  # by the run before
         self.page = Page.create(self.page_path, self.layout.queue_id, tuple(config.classes), SLOTS)
+        budget.restore(self.page, spent)
+        budget.configure(self.page, config.llm_budgets)
         self._slots = list(range(SLOTS - 1, -1, -1))
         self.fed: set[str] = set()
         gpus = Shelf(config.ageing_s)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy_fastpath.counters import Gauge
 
+from . import budget
 from .config import differences, journal_stream
 from .errors import SupervisorError
 from .log import configure, log, reopen
@@ -56,6 +57,7 @@ class Orders:
             pool.renew = pool.renew or bool(live)
             pool.mend()
         supervisor.configure_feeder()
+        budget.configure(supervisor.page, supervisor.config.llm_budgets)
         supervisor.compat.choose(metrics=loaded.config.compat_files, actions=loaded.config.action_log)
         supervisor.intake.partial_grace_s = loaded.config.partial_grace_s
         supervisor.intake.reconsider()

@@ -24,7 +24,7 @@ from typing import NoReturn
 from dspy_fastpath.claim import syncs
 from dspy_fastpath.counters import Counter, Global, Histogram, Page
 
-from . import bounds, current, proctree
+from . import bounds, budget, current, proctree
 from .attempt import Outcome, Surroundings, run
 from .birth import enter
 from .channel import LONG_S, MAX_PACKET, MAX_REPORTS, Kind, Report, pack, unpack_names
@@ -82,6 +82,7 @@ def live(post: Post, queue: TaskQueue, channel: socket.socket, page: Page, paren
     code = 70  # EX_SOFTWARE: this program's fault
     try:
         _enter(post, channel, queue, parent)
+        budget.use(page, post.config.llm_budgets)
         worker = post.actor(post, queue, channel, page)
         try:
             bounds.enter(post.settings)

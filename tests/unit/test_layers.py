@@ -21,6 +21,7 @@ LAYERS = {
             "config_gpu",
             "config_http",
             "config_embed",
+            "config_llm",
             "config_class",
             "config_table",
             "config_sources",
@@ -30,7 +31,7 @@ LAYERS = {
         *("layout", "record", "taskqueue", "jobfolder", "jobbook", "walltime", "lookup", "producer", "pause", "census"),
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
         *("devices", "cuda_errors", "cuda_process", "vram"),
-        *("limit", "limit_terms", "adaptive", "gpu", "host", "metrics"),
+        *("limit", "limit_terms", "adaptive", "gpu", "host", "metrics", "budget", "limit_headers"),
     },
     "sockets": {"checkpoint", "parts", "link", "channel"},
     "actors": {
@@ -67,6 +68,7 @@ BESIDE = {
     "handlers": {"words", "rules", "sockets"},
     "services": {"words", "rules", "sockets"},
     "client": {"words", "rules", "sockets"},
+    "dspy": {"words", "rules", "sockets"},
     "simulate": {"words", "rules"},
     "embedding": {"words", "rules"},
 }
@@ -74,11 +76,19 @@ SEES_BESIDE = {
     "handlers": {"actors"},
     "services": {"cli"},
     "client": {"cli"},
+    "dspy": set(),
     "simulate": {"cli"},
     "embedding": {"cli", "actors"},
 }
-#: which of these sees which other: the gateway is a producer as any program is
-NEIGHBOURS = {("services", "client"), ("services", "embedding"), ("handlers", "embedding")}
+#: which of these sees which other: gateway and evaluations are producers as any program is, a handler has its other end
+NEIGHBOURS = {
+    ("services", "client"),
+    ("services", "embedding"),
+    ("handlers", "embedding"),
+    ("dspy", "client"),
+    ("handlers", "dspy"),
+}
+
 
 ROOT = Path(dspy_supervisor.__file__).parent
 ORDER = list(LAYERS)

@@ -47,10 +47,11 @@ class QueueExecutor(Executor):
         timeout: float | None = None,  # seconds for one call, from its start
         priority: int | None = None,
         resources: dict[str, Any] | None = None,
+        kind: str = "call",  # of tasks put by submit_payloads, where it is another
     ) -> None:
         """Open a queue. Raises QueueMissing, QueueUnsafe."""
         self._queue = Queue(path, create=create, insecure=insecure, runtime_dir=runtime_dir)
-        self._options: Options = {"task_class": task_class, "kind": "call", "max_attempts": max_attempts}
+        self._options: Options = {"task_class": task_class, "kind": kind, "max_attempts": max_attempts}
         self._options |= {"timeout": timeout, "priority": priority, "resources": resources}
         self._shut = False
         self._listener = Listener(self._queue)
@@ -64,6 +65,13 @@ class QueueExecutor(Executor):
         QueueFull, RuntimeError after shutdown.
         """
         return self._start([self._prepared(import_path(fn), args, kwargs)])[0]
+
+    def submit_payloads(self, payloads: Iterable[Any]) -> list[QueueFuture[Any]]:
+        """Put a task of this executor's kind for each payload, and return the futures of their results.
+
+        Raises EnvelopeInvalid for a payload that is no JSON, QueueFull, RuntimeError after shutdown.
+        """
+        return self._start([prepare(payload, **self._options) for payload in payloads])
 
     def map(
         self,

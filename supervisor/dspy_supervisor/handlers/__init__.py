@@ -1,4 +1,4 @@
-"""The handlers that come with the program: echo, call, command and embed, a file each."""
+"""The handlers that come with the program: echo, call, command, dspy and embed, a file each."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ def make(
         from . import command
 
         return command.make(command_env=command_env, command_cwd=command_cwd, kill_grace_s=kill_grace_s)
+    if name == "dspy":
+        from . import dspy
+
+        return dspy.make(call_allow=call_allow)
     if name == "embed":
         from . import embed as embedding
 

@@ -29,17 +29,14 @@ def make(*, call_allow: Iterable[str] = ()) -> Handler:
 
     Raises ConfigError for what is no pattern.
     """
-    allowed = frozenset(call_allow)
-    for pattern in allowed:
-        if not _PATTERN.fullmatch(pattern):
-            raise ConfigError("call_allow", pattern, "'module:name', 'module:*' or 'package.*'")
+    allowed = checked_patterns(call_allow)
     found: dict[str, Callable[..., JSON]] = {}  # bounded: only what is allowed and exists gets in
 
     def call(task: Task) -> JSON:
         name, args, kwargs = _checked(task.payload)
         function = found.get(name)
         if function is None:
-            function = found[name] = _find(name, allowed)
+            function = found[name] = find(name, allowed)
         return function(*args, **kwargs)
 
     return call
@@ -63,8 +60,22 @@ def _checked(payload: Any) -> tuple[str, list[Any], dict[str, Any]]:
     return name, args, kwargs
 
 
-def _find(name: str, allowed: frozenset[str]) -> Callable[..., JSON]:
-    """Return what name stands for. Nothing is imported before a pattern is found that allows it."""
+def checked_patterns(call_allow: Iterable[str]) -> frozenset[str]:
+    """Return the patterns. Raises ConfigError for what is none."""
+    allowed = frozenset(call_allow)
+    for pattern in allowed:
+        if not _PATTERN.fullmatch(pattern):
+            raise ConfigError("call_allow", pattern, "'module:name', 'module:*' or 'package.*'")
+    return allowed
+
+
+def find(name: str, allowed: frozenset[str]) -> Callable[..., JSON]:
+    """Return what name stands for. Nothing is imported before a pattern is found that allows it.
+
+    Raises TaskRefused for what is not allowed, or not there.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise _refused(f"'module:name' names what is called, not {name!r}")
     module_name, _, qualname = name.partition(":")
     by_name = name in allowed
     if not by_name:

