@@ -20,6 +20,7 @@ from .config_embed import EmbedSettings
 from .config_gpu import GpuSettings
 from .config_http import HttpSettings
 from .config_llm import LlmSettings
+from .config_otel import OtelSettings
 from .config_slurm import SlurmSettings
 from .setting import (
     Setting,
@@ -50,7 +51,7 @@ def _default_classes() -> Mapping[str, ClassConfig]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(GpuSettings, SlurmSettings, HttpSettings, EmbedSettings, LlmSettings):
+class Config(GpuSettings, SlurmSettings, HttpSettings, EmbedSettings, LlmSettings, OtelSettings):
     """All settings of one supervisor or client, checked; paths are absolute. Only the two folders have no default."""
 
     mode: str = setting(

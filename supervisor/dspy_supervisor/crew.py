@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from .config import Config
-from .sidecar import LOOK_S, Kind, Owner, Sidecar
+from .sidecar import LOOK_S, TRACING, Kind, Owner, Sidecar
 
 
 def wants_shared_batches(config: Config) -> bool:
@@ -31,6 +31,7 @@ KINDS = (
         "dspy_supervisor.services.gateway:run",
         lambda config: config.http or config.metrics_port is not None,
     ),
+    Kind(TRACING, "dspy_supervisor.services.tracing:run", lambda config: config.otel_endpoint is not None, last=True),
 )
 
 
@@ -69,15 +70,17 @@ class Crew:
                 sidecar.renew()
             sidecar.mend()
 
-    def stop(self) -> None:
-        """Tell all to end."""
+    def stop(self, *, last: bool = False) -> None:
+        """Tell all to end; those that end after the workers only at the second call, with ``last``."""
         for sidecar in self.all():
-            sidecar.stop()
+            if sidecar.kind.last == last:
+                sidecar.stop()
 
-    def end_now(self) -> None:
+    def end_now(self, *, spare_last: bool = False) -> None:
         """Kill all that is left."""
         for sidecar in self.all():
-            sidecar.end_now()
+            if not (spare_last and sidecar.kind.last):
+                sidecar.end_now()
 
     def restart(self) -> None:
         """Kill all and start them anew: what they held open is gone."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .channel import Kind, Report
 from .log import log
+from .task import TaskName
 
 if TYPE_CHECKING:
     from .loop import Supervisor
@@ -58,3 +59,5 @@ class Dispatch:
             if carrier.service == sidecar.name:
                 carrier.reported(report.file)
                 supervisor.reported(supervisor.pools[name], report)
+                if report.kind in (Kind.DONE, Kind.FAILED) and (task := TaskName.parse(report.file)):
+                    supervisor.trace_end(task.id)

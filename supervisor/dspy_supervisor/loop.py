@@ -53,6 +53,7 @@ from .sidecar import Sidecar
 from .sweeper import Sweeper
 from .task import Cause, WorkloadClass
 from .taskqueue import TaskQueue
+from .traces import Traces
 from .undertaker import Undertaker
 
 SLOTS = 1024  #: workers of one supervisor
@@ -94,6 +95,7 @@ class Supervisor:
             for index, (name, settings) in enumerate(config.classes.items())
         }
         self.gpus = next(pool for pool in self.pools.values() if isinstance(pool, GpuPool))
+        self.traces = Traces() if config.otel_endpoint is not None else None
         self.crew = Crew(self)
         self.carriers = {
             name: Carrier(self.crew, service, self.pools[name], self.fed) for name, service in CARRIED.items()
@@ -211,6 +213,8 @@ class Supervisor:
         self.compat.close()
         self.guard_process.close()
         self.allocation.close()
+        if self.traces is not None:
+            self.traces.close()
         self.page.close()
         self.presence.close()
         self.layout.close()
@@ -235,10 +239,13 @@ class Supervisor:
                 self.exit_code = ServiceUnavailable.exit_code
                 log.error("tasks_left", tasks=left.tasks, reasons=left.reasons)
             self.stop()
-        return self.stopping and not self.crew.pids and not any(pool.workers for pool in self.pools.values())
+        if not self.stopping or any(pool.workers for pool in self.pools.values()):
+            return False
+        self.crew.stop(last=True)
+        return not self.crew.pids
 
     def _end_running(self, why: str, *, at_once: bool = False) -> None:
-        self.crew.end_now()
+        self.crew.end_now(spare_last=True)
         for pool in self.pools.values():
             for worker in list(pool.workers):
                 pool.doom(worker, Cause.LOST, why, at_once=at_once)
@@ -336,6 +343,11 @@ class Supervisor:
         if not self._slots:
             raise OSError(11, f"all {SLOTS} worker slots are in use")
         return self._slots.pop()
+
+    def trace_end(self, task_id: str) -> None:
+        """Tell tracing of a task that has a record, and that no worker told of."""
+        if self.traces is not None:
+            self.traces.ended(task_id)
 
     def free_slot(self, slot: int) -> None:
         """Give a slot back."""

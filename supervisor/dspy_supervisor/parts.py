@@ -52,7 +52,7 @@ class Task:
     envelope: bytes  #: the whole file
     home: str | Path  #: path of `folder`, which is made a Path when it is asked for
     deadline: float | None  #: time.monotonic() at which the attempt is ended from outside
-    trace: str | None = None  #: the span of this attempt, where attempts are traced
+    trace: Callable[[], str] | None = None  #: names the span of this attempt, where attempts are traced
     _payload: Any = field(default=_UNREAD, init=False, repr=False, compare=False)
 
     @property
@@ -66,7 +66,7 @@ class Task:
     def traceparent(self) -> str | None:
         """The W3C trace context for calls that this attempt makes: its own span where it is traced, else the producer's."""
         if self.trace is not None:
-            return self.trace
+            return self.trace()
         given = self.fields.traceparent  # often None, which needs no parsing
         return None if given is None or (parsed := Traceparent.parse(given)) is None else str(parsed)
 
@@ -104,6 +104,7 @@ class ServicePost:
     owner: str  #: a folder of claimed/ that nobody used before, where it may keep claims of its own
     page: Path  #: of the shared page
     link: Link
+    traces: int = -1  #: of the tracing service: the descriptor that it reads
 
 
 #: A process beside the workers. It speaks on its link at least every `link.ALIVE_S`, and returns its exit code when told to.

@@ -31,6 +31,7 @@ from .pool_worker import Death, Doom, Worker, explain, oom_kills
 from .reactor import Reactor
 from .task import Cause
 from .taskqueue import TaskQueue
+from .traces import Traces
 from .worker import Post, live
 from .worker import Worker as WorkerProcess
 
@@ -54,6 +55,7 @@ class Owner(Protocol):
     reactor: Reactor
     cgroups: Cgroups | None  #: None: nobody delegated any
     fed: set[str]  #: names that some worker was handed and did not report on
+    traces: Traces | None
 
     def reported(self, pool: Pool, report: Report) -> None:
         """One thing happened to one task."""
@@ -393,7 +395,16 @@ class Pool:
 
     def _post(self, slot: int, claims: str, stacks: int) -> Post:
         """Return what the next worker is told."""
-        return Post(slot, claims, self.klass, self.settings, self._owner.config, stacks, WorkerProcess)
+        return Post(
+            slot,
+            claims,
+            self.klass,
+            self.settings,
+            self._owner.config,
+            stacks,
+            -1 if (traces := self._owner.traces) is None else traces.writer,
+            WorkerProcess,
+        )
 
     def _let_go(self, worker: Worker) -> None:
         """Tell a worker to end as soon as it has nothing in hand."""

@@ -106,6 +106,7 @@ def cancel(supervisor: Supervisor, task_id: str) -> dict[str, Any]:
             count_end(supervisor, TaskName(task_id), record)
         if (found := find_one(supervisor.layout, task_id)) is not None:
             supervisor.intake.discard(found.file)
+        supervisor.trace_end(task_id)
         return {"id": task_id, "was": "waiting"}
     found = find_one(supervisor.layout, task_id)
     if found and found.file and (carrier := _carrier_of(supervisor, found.owner)):

@@ -17,11 +17,12 @@ from .layout import list_folder
 from .log import log
 from .lookup import read_record
 from .nodes import node_of
-from .record import Run
+from .record import Claim, Run
 from .recovery import Recovered, is_further, settle_commit, settle_commits, take_from_dead
 from .retry import budget_of, decide
 from .task import Cause, TaskName, WorkloadClass
 from .taskqueue import Unusable, past_causes
+from .traces import Attempt, Traces
 from .walltime import RunTimes
 from .worker import COUNTED
 
@@ -145,6 +146,8 @@ def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, fo
         queue.take(name, folder, time.time() + verdict.delay_s if verdict.delay_s else 0.0, crashed=crashed)
         page.add(pool.klass, Counter.RETRIED)
         supervisor.intake.see(name.charged(crashed=crashed).file)
+        if supervisor.traces is not None and death.start_ns:
+            _trace(supervisor.traces, pool, worker, death, held, cause)
         return
     now = time.monotonic()
     duration = now - death.start_ns / 1e9 if death.start_ns else 0.0
@@ -155,7 +158,31 @@ def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, fo
         page.observe(pool.klass, Histogram.TOTAL, time.time() - held.submitted_at)
         page.fail(pool.klass, _CAUSES.index(verdict.final))
         supervisor.compat.ended(name.file)
+        supervisor.trace_end(name.id)
         log.info("failed", task=name.file, klass=pool.name, cause=verdict.final, message=death.message)
+
+
+def _trace(traces: Traces, pool: Pool, worker: Worker, death: Death, held: Claim, cause: Cause) -> None:
+    """Tell of an attempt whose worker can't: it is dead."""
+    now = time.time()
+    traces.tell(
+        Attempt(
+            id=held.name.id,
+            attempt=held.name.attempt,
+            task_class=pool.name,
+            kind=held.fields.kind,
+            traceparent=held.fields.traceparent,
+            submitted_at=held.submitted_at,
+            claimed_at=None,
+            started_at=now - (time.monotonic() - death.start_ns / 1e9),
+            ended_at=now,
+            recorded_at=None,
+            final=False,
+            cause=cause,
+            message=death.message,
+            worker=worker.pid,
+        )
+    )
 
 
 def _error(death: Death, cause: Cause, final: Cause | None) -> dict[str, Any]:

@@ -31,7 +31,9 @@ from .log import log
 from .nodes import Presence
 from .parts import ServicePost
 from .reactor import Reactor, Timer
+from .traces import Traces
 
+TRACING = "tracing"  #: the service that reads what attempts are told to
 HUNG_S = 10.0  #: a service that says nothing for so long is replaced
 LOOK_S = 2.0  #: between two looks at whether it hangs
 _STACKS_S = 0.2  # what a hung service gets to write its stacks
@@ -46,6 +48,7 @@ class Kind(NamedTuple):
     name: str
     entry: str  #: module:function
     wanted: Callable[[Config], bool]
+    last: bool = False  #: it ends after the workers have
 
 
 class Owner(Protocol):
@@ -55,6 +58,7 @@ class Owner(Protocol):
     layout: Layout
     presence: Presence
     reactor: Reactor
+    traces: Traces | None
 
     @property
     def page_path(self) -> Path:
@@ -129,6 +133,8 @@ class Sidecar:
 
     def stop(self) -> None:
         """Tell it to end; `end_now` does so whatever it says."""
+        if self._stopping:
+            return
         self._stopping = True
         self.send(STOP)
 
@@ -201,6 +207,7 @@ class Sidecar:
             self.claims,
             owner.page_path,
             link,
+            owner.traces.reader if owner.traces is not None and self.name == TRACING else -1,
         )
 
     def _readable(self, process: _Process) -> None:
@@ -293,7 +300,7 @@ def _live(kind: Kind, post: ServicePost, channel: int, parent: int) -> NoReturn:
     """Be a service. Called in the forked child; ends the process."""
     code = 70  # EX_SOFTWARE: this program's fault
     try:
-        enter(parent, kind.name, {channel, *log.descriptors()}, {signal.SIGTERM: signal.SIG_IGN})
+        enter(parent, kind.name, {channel, post.traces, *log.descriptors()}, {signal.SIGTERM: signal.SIG_IGN})
         faulthandler.register(signal.SIGUSR2, all_threads=True, chain=False)
         set_variable(proctree.MARK, post.node)
         log.bind(service=kind.name)

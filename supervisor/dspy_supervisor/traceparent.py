@@ -38,12 +38,17 @@ class Traceparent(NamedTuple):
         return self._replace(span_id=_digest(self.trace_id, *path, digits=16))
 
 
-def of_task(written: str | None, queue_id: str, task_id: str, submitted_at: float) -> tuple[Traceparent, bool]:
-    """Return the span that a task hangs on, and whether its producer named that: else it begins a trace of its own."""
+def of_task(
+    written: str | None, queue_id: str, task_id: str, submitted_at: float, share: float = 1.0
+) -> tuple[Traceparent, bool]:
+    """Return the span that a task hangs on, and whether its producer named that: else it begins a trace of its own.
+
+    ``share``: of the traces that begin here, how many are recorded.
+    """
     if (given := Traceparent.parse(written)) is not None:
         return given, True
     trace_id = _digest(queue_id, task_id, repr(submitted_at), digits=32)
-    return Traceparent(trace_id, "0" * 16, True), False
+    return Traceparent(trace_id, "0" * 16, int(trace_id[-8:], 16) < share * 2**32), False
 
 
 def run_span(root: Traceparent, task_id: str, attempt: int) -> Traceparent:

@@ -39,6 +39,8 @@ from .record import Claim, Run, done_record, failed_record
 from .retry import budget_of, decide
 from .task import Cause
 from .taskqueue import TaskQueue, Unusable, past_causes
+from .traceparent import of_task, run_span
+from .traces import Attempt, Tracer
 from .walltime import RunTimes, Walltime
 
 RETRY_WRITE_S = 5.0  #: between two tries to write a result that the disk didn't take
@@ -72,6 +74,7 @@ class Post:
     settings: ClassConfig
     config: Config
     stacks: int  #: descriptor that stacks are written to on SIGUSR2
+    traces: int  #: descriptor that attempts are told to, or -1
     actor: type[Worker]  #: what it is
     variables: Mapping[str, str] = field(default_factory=dict)  #: of its environment
     defaults: Mapping[str, str] = field(default_factory=dict)  #: the same, where nobody set them before
@@ -116,7 +119,7 @@ def live(post: Post, queue: TaskQueue, channel: socket.socket, page: Page, paren
 
 def _enter(post: Post, channel: socket.socket, queue: TaskQueue, parent: int) -> None:
     """Leave everything of the supervisor's that a worker must not share."""
-    keep = {channel.fileno(), post.stacks, *queue.layout.descriptors(), *log.descriptors()}
+    keep = {channel.fileno(), post.stacks, post.traces, *queue.layout.descriptors(), *log.descriptors()}
     enter(parent, f"{post.settings.name} worker {post.slot}", keep, {signal.SIGTERM: _Stop.receive})
     faulthandler.register(signal.SIGUSR2, file=post.stacks, all_threads=True, chain=False)
     for name, value in post.settings.environment.items():
@@ -156,6 +159,7 @@ class Worker:
         if config.ends_at:
             reserve_s = config.drain_s + config.kill_grace_s
             self._walltime = Walltime(config.ends_at, reserve_s, RunTimes(queue.layout))
+        self._tracer = Tracer(post.traces) if post.traces >= 0 else None
         self._reports: list[bytes] = []
         self._flushed_at = 0.0
         self._synced = syncs()  # that are on the page; those before the fork are the supervisor's
@@ -208,6 +212,7 @@ class Worker:
             self._walltime.save()
 
     def _one(self, file: str, surroundings: Surroundings) -> None:
+        claimed_at = time.time()
         try:
             held = self._queue.claim(file, self._folder)
         except Unusable as unusable:
@@ -241,7 +246,9 @@ class Worker:
         surroundings.restore_urgent()
         stray = None if self._post.settings.keep_children else self._end_strays()
         facts = Run(started_at, started_at + duration, duration, os.getpid(), self._post.owner)
-        self._record(held, outcome, facts)
+        kind = self._record(held, outcome, facts)
+        if self._tracer is not None and kind is not Kind.GONE:
+            self._trace(held, outcome, facts, claimed_at, final=kind is not Kind.RETRIED)
         # After the record, which needs none of it: also a task that ruined its worker has done its work.
         surroundings.restore()
         if stray is not None:
@@ -254,6 +261,28 @@ class Worker:
         if duration > LONG_S:
             while self._names:
                 self._report(Report(Kind.RETURNED, self._names.popleft()))
+
+    def _trace(self, held: Claim, outcome: Outcome, facts: Run, claimed_at: float, *, final: bool) -> None:
+        assert self._tracer is not None
+        fields, cause = held.fields, None if outcome.ok else outcome.cause or Cause.RAISED
+        self._tracer.tell(
+            Attempt(
+                held.name.id, held.name.attempt, self._post.settings.name, fields.kind, fields.traceparent,
+                held.submitted_at, claimed_at, facts.started_at, facts.ended_at, time.time(), final, cause,
+                outcome.message, facts.worker,
+            )
+        )  # fmt: skip
+
+    def _span(self, held: Claim) -> str:
+        """Return the span of an attempt that is traced, for the calls that it makes."""
+        root, _ = of_task(
+            held.fields.traceparent,
+            self._queue.layout.queue_id,
+            held.name.id,
+            held.submitted_at,
+            self._post.config.otel_sample_share,
+        )
+        return str(run_span(root, held.name.id, held.name.attempt))
 
     def _end_strays(self) -> OSError | None:
         """End what the task left running, so that nothing of it runs once its record is there; return why that failed."""
@@ -286,6 +315,7 @@ class Worker:
             envelope=held.envelope,
             home=f"{self._logs}/{held.name.id}",
             deadline=deadline,
+            trace=None if self._tracer is None else lambda: self._span(held),
         )
         current.begin(task)
         _Stop.may_interrupt = True
@@ -301,12 +331,14 @@ class Worker:
     def _is_self_timed(self, kind: str | None) -> bool:
         return (kind if kind is not None else self._post.settings.handler) in _SELF_TIMED
 
-    def _record(self, held: Claim, outcome: Outcome, facts: Run) -> None:
-        """Write how the attempt ended, and go on trying while the disk doesn't take it: the work is done and must not be lost."""
+    def _record(self, held: Claim, outcome: Outcome, facts: Run) -> Kind:
+        """Write how the attempt ended, and return what was reported.
+
+        It goes on trying while the disk doesn't take it: the work is done and must not be lost.
+        """
         while True:
             try:
-                self._record_once(held, outcome, facts)
-                return
+                return self._record_once(held, outcome, facts)
             except OSError as error:
                 if error.errno == errno.EBADF:  # the task closed what leads to the queue
                     raise
@@ -316,15 +348,16 @@ class Worker:
                 self._flush()
                 time.sleep(RETRY_WRITE_S)
 
-    def _record_once(self, held: Claim, outcome: Outcome, facts: Run) -> None:
+    def _record_once(self, held: Claim, outcome: Outcome, facts: Run) -> Kind:
         queue, page, klass = self._queue, self._page, self._post.klass
         history = queue.history(held.name)
         if outcome.ok and outcome.result is not None:
             done = queue.finish(held, self._folder, done_record(held, outcome.result, facts, history))
             if done:
                 page.observe(klass, Histogram.TOTAL, time.time() - held.submitted_at)
-            self._report(Report(Kind.DONE if done else Kind.GONE, held.file, facts.duration_s))
-            return
+            kind = Kind.DONE if done else Kind.GONE
+            self._report(Report(kind, held.file, facts.duration_s))
+            return kind
         cause = outcome.cause or Cause.RAISED
         verdict = decide(
             cause,
@@ -346,15 +379,18 @@ class Worker:
             put_back = queue.retry(held.file, self._folder, due)
             if put_back:
                 self._count(cause)
-            self._report(Report(Kind.RETRIED if put_back else Kind.GONE, held.file, facts.duration_s, cause))
-            return
+            kind = Kind.RETRIED if put_back else Kind.GONE
+            self._report(Report(kind, held.file, facts.duration_s, cause))
+            return kind
         if verdict.final is not cause:
             error |= {"cause": verdict.final, "last_cause": cause}
         failed = queue.fail(held, self._folder, failed_record(held, error, facts, history))
         if failed:
             page.observe(klass, Histogram.TOTAL, time.time() - held.submitted_at)
             self._count(cause)
-        self._report(Report(Kind.FAILED if failed else Kind.GONE, held.file, facts.duration_s, verdict.final))
+        kind = Kind.FAILED if failed else Kind.GONE
+        self._report(Report(kind, held.file, facts.duration_s, verdict.final))
+        return kind
 
     def _count(self, cause: Cause) -> None:
         if (counter := COUNTED.get(cause)) is not None:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dspy_supervisor import Queue
 from dspy_supervisor.parts import JSON, Retry, Task, TaskRefused
 
 
@@ -57,6 +58,12 @@ def _log(task: Task, wanted: dict[str, Any]) -> JSON:
         _gate(task, wanted)
     logging.getLogger("mine").warning("ends")
     return None
+
+
+def _put(task: Task, wanted: dict[str, Any]) -> JSON:
+    """Put a task, and return its id."""
+    with Queue(wanted["queue"]) as queue:
+        return queue.submit({"do": "echo"})
 
 
 def _gate_stubborn(task: Task, wanted: dict[str, Any]) -> JSON:

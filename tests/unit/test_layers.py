@@ -22,6 +22,7 @@ LAYERS = {
             "config_http",
             "config_embed",
             "config_llm",
+            "config_otel",
             "config_class",
             "config_table",
             "config_sources",
@@ -33,7 +34,7 @@ LAYERS = {
         *("devices", "cuda_errors", "cuda_process", "vram"),
         *("limit", "limit_terms", "adaptive", "gpu", "host", "metrics", "budget", "limit_headers"),
     },
-    "sockets": {"checkpoint", "parts", "link", "channel"},
+    "sockets": {"checkpoint", "parts", "link", "channel", "traces"},
     "actors": {
         "reactor",
         "guard",

@@ -42,7 +42,7 @@ def test_a_task_hands_its_own_span_on_where_it_is_traced_and_its_producers_where
     own = str(run_span(Traceparent.parse(GIVEN), "a1", 0))
     assert own.split("-")[1] == GIVEN.split("-")[1] and own != GIVEN
     assert task(GIVEN).traceparent == GIVEN
-    assert task(GIVEN, trace=own).traceparent == own
+    assert task(GIVEN, trace=lambda: own).traceparent == own
 
 
 def test_spans_follow_from_the_task_and_no_two_are_the_same():
@@ -52,6 +52,13 @@ def test_spans_follow_from_the_task_and_no_two_are_the_same():
     assert len({first.trace_id, *(other.trace_id for other, _ in others)}) == 4
     assert of_task(GIVEN, "queue", "a1", 1.5) == (Traceparent.parse(GIVEN), True)
     assert run_span(first, "a1", 0) != run_span(first, "a1", 1)
+
+
+@pytest.mark.parametrize(("share", "recorded"), [(0.0, range(1)), (0.5, range(20, 80)), (1.0, range(100, 101))])
+def test_a_share_of_the_traces_that_begin_here_is_recorded_and_all_that_were_begun_elsewhere(share, recorded):
+    found = [of_task(None, "queue", f"a{number}", 1.5, share)[0].sampled for number in range(100)]
+    assert sum(found) in recorded
+    assert of_task(GIVEN, "queue", "a1", 1.5, share)[0].sampled
 
 
 def test_a_task_that_is_put_by_another_belongs_to_its_trace():
