@@ -50,6 +50,7 @@ class AsyncEmbeddingClient:
         )
         self._endpoints = [Endpoint(url, self.settings, self._http, self._counts) for url in self.settings.embed_urls]
         self._sender = Sender(self.settings, self._endpoints, self._counts)
+        self._discovery: asyncio.Future[None] | None = None
         self._batcher = Batcher(self.settings, self._sender)
         self._cache = (
             Cache(self.settings.embed_cache_dir, self.settings.embed_cache_bytes)
@@ -159,10 +160,15 @@ class AsyncEmbeddingClient:
         now = time.monotonic()
         unknown = [one for one in self._endpoints if one.dialect is None and one.opens_at(now) <= now]
         if unknown:
-            found = await asyncio.gather(*(one.discover() for one in unknown), return_exceptions=True)
-            for error in found:
-                if isinstance(error, BaseException) and not isinstance(error, EmbeddingError):
-                    raise error
+            if self._discovery is None or self._discovery.done():
+                self._discovery = asyncio.ensure_future(self._ask_about(unknown))
+            # All callers wait for the same answer, and go on in the same moment: their texts still travel together.
+            await asyncio.shield(self._discovery)
+
+    async def _ask_about(self, endpoints: Sequence[Endpoint]) -> None:
+        for error in await asyncio.gather(*(one.discover() for one in endpoints), return_exceptions=True):
+            if isinstance(error, BaseException) and not isinstance(error, EmbeddingError):
+                raise error
 
     @property
     def _space(self) -> str:

@@ -87,7 +87,8 @@ class Batcher:
         self._texts += len(call.texts)
         self._bytes += sum(call.sizes)
         self._tokens += sum(map(tokens_of, call.sizes))
-        self._pump()
+        if self._timer is None or self._is_full():  # else the timer sends it, after all who ask in this moment
+            self._pump()
         try:
             await call.ended
         finally:

@@ -21,8 +21,9 @@ from ..log import log
 from .dialect import Vectors
 
 _FILE = "vectors.sqlite"
-_TABLE = """create table if not exists vectors (key blob primary key, numbers blob not null, used real not null) without rowid;
+_TABLE = """create table if not exists vectors (key blob unique not null, numbers blob not null, used real not null);
 create index if not exists by_use on vectors (used)"""
+_PAGE_BYTES = 8192  # five vectors of 384 numbers fit into one; of 4096, two would, and a quarter be empty
 _ASKED = 500  # keys of a statement; SQLite takes 999 in its older versions
 _TRIM = 0.9  # of the bound that is left after the oldest went
 _BUSY_S = 5.0
@@ -106,6 +107,7 @@ class Cache:
             descriptor = os.open(self._folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.close(descriptor)
             self._database = sqlite3.connect(self._folder / _FILE, timeout=_BUSY_S, check_same_thread=False)
+            self._database.execute(f"pragma page_size = {_PAGE_BYTES}")  # heeded by a new file alone
             self._database.execute("pragma journal_mode = wal")
             self._database.execute("pragma synchronous = normal")
             self._database.executescript(_TABLE)
