@@ -45,6 +45,7 @@ from .pool import Pool
 from .pool_worker import Death, Worker
 from .reactor import Reactor
 from .record import Claim
+from .recorder import PERIOD_S, Recorder
 from .recovery import clear_old
 from .requests import requests
 from .runtime import make_runtime_folder
@@ -128,6 +129,7 @@ class Supervisor:
         self.burst = Burst(self)
         self.allocation = Allocation(self)
         self._watch_descriptor: int | None = None
+        self.recorder = Recorder(self.page, config.instance)
         self._synced = 0  # calls of fsync that are on the page
 
     @property
@@ -169,6 +171,7 @@ class Supervisor:
         self._every(_STEER_S, lambda: self.orders.decay(time.monotonic()))
         self.sweeper.look_at_others()
         self.reactor.call_later(self.sweeper.interval_s, self.sweeper.sweep)
+        self._every(PERIOD_S, lambda: self.recorder.write(self.layout))
         self._every(_CLEAR_S, lambda: self.guard(lambda: clear_old(self.layout)))
         if self.notifier.watchdog_s:
             self._every(self.notifier.watchdog_s, lambda: self.notifier.send(WATCHDOG=1))
@@ -176,6 +179,7 @@ class Supervisor:
         while not self._is_over():
             self._turn()
         self.settle()
+        self.recorder.write(self.layout)
         log.info("stopped", exit=self.exit_code)
         return self.exit_code
 
@@ -455,6 +459,7 @@ class Supervisor:
         self.page.set_global(Global.TOTAL_PENDING, self.intake.depth)
         self.page.set_global(Global.UNSCANNED, int(self.intake.unread))
         self.page.set_global(Global.EVENTS, self.compat.published)
+        self.recorder.look(time.monotonic())
         if (synced := syncs()) != self._synced:
             self.page.add_global(Global.FSYNCS, synced - self._synced)
             self._synced = synced

@@ -9,6 +9,7 @@ import signal
 import time
 
 from dspy_fastpath.counters import Counter, Gauge, Global, Histogram, Page
+from dspy_supervisor import history
 
 from ..conftest import Supervised, until
 from .conftest import Rig, workers
@@ -81,4 +82,6 @@ def test_the_page_tells_since_when_the_oldest_waits_and_how_long_tasks_took_in_a
         run_s = page.histogram(CPU_SHORT, Histogram.RUN)[1]
         assert total_s > run_s > 0
         assert page.get_global(Global.FSYNCS) > 0
-        assert supervisor.stop() == 0
+    assert supervisor.stop() == 0
+    kept = history.summary(rig.queue, 0.0)
+    assert kept is not None and kept["classes"]["cpu_short"]["done"] == 3  # and the next one has it to look back on

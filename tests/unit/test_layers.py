@@ -33,6 +33,7 @@ LAYERS = {
         *("nodes", "undertaker", "recovery", "retry", "backlog", "control_client", "trials", "doctor", "gc", "fsck"),
         *("devices", "cuda_errors", "cuda_process", "vram"),
         *("limit", "limit_terms", "adaptive", "gpu", "host", "metrics", "budget", "limit_headers"),
+        *("times", "history", "recorder"),
     },
     "sockets": {"checkpoint", "parts", "link", "channel", "traces"},
     "actors": {

@@ -15,6 +15,7 @@ from ..control_client import ask, find_by_queue, socket_path
 from ..errors import NotRunning, QueueMissing, WaitTimeout
 from .options import with_config, with_whole_config
 from .output import duration, json_option, print_facts, print_json, print_table
+from .past import past, print_past, span
 
 _EXIT_NOT_RUNNING = NotRunning.exit_code
 
@@ -80,14 +81,23 @@ def stop(loaded: Loaded, now: bool, timeout_wait: float | None, as_json: bool) -
 
 
 @click.command()
+@click.option("--since", "since_s", callback=span, metavar="TIME", help="What was in the last 30m, 1h or 2d instead.")
 @json_option
 @with_config
-def status(loaded: Loaded, as_json: bool) -> int:
+def status(loaded: Loaded, since_s: float | None, as_json: bool) -> int:
     """Show what the supervisor does: tasks, workers and limits by class.
 
-    Where none runs, the tasks are counted in the folders, and the exit code is 3.
+    Where none runs, the tasks are counted in the folders, and the exit code is 3. With --since the history is shown,
+    whether one runs or not.
     """
     config = loaded.config
+    if since_s is not None:
+        found = past(config, since_s)
+        if as_json:
+            print_json(found)
+        else:
+            print_past(found)
+        return 0
     try:
         found = ask(supervisor_socket(config), {"do": "status"})
         found.pop("ok")
