@@ -21,6 +21,8 @@ from .overview import Latencies
 
 _T = TypeVar("_T")
 _FRESH_S = 1.0  # an account of the supervisor may be so old
+_PATIENCE_S = 3.0  # with a supervisor that is asked how it is
+_LOOKS = ("status", "explain")  # requests that change nothing
 
 
 class Context:
@@ -48,7 +50,11 @@ class Context:
 
     async def ask(self, do: str, timeout_s: float = 10.0, **request: Any) -> dict[str, Any]:
         """Return the supervisor's answer. Raises RequestRefused, NotRunning, WaitTimeout, ServiceUnavailable."""
-        return await self.apart(ask, self._socket, {"do": do, **request}, timeout_s)
+        try:
+            return await self.apart(ask, self._socket, {"do": do, **request}, timeout_s)
+        finally:
+            if do not in _LOOKS:
+                self._status = None  # it is out of date
 
     async def status(self, *, fresh: bool = False) -> dict[str, Any]:
         """Return the supervisor's `status`, at most a second old, or asked for now; not to be changed.
@@ -58,7 +64,7 @@ class Context:
         task, now = self._status, time.monotonic()
         if task is None or (task.done() and (fresh or _failed(task) or now - self._asked_at > _FRESH_S)):
             self._asked_at = now
-            task = self._status = asyncio.create_task(self.ask("status"))
+            task = self._status = asyncio.create_task(self.ask("status", _PATIENCE_S))
         return await asyncio.shield(task)
 
     async def apart(self, call: Callable[..., _T], *arguments: Any, **options: Any) -> _T:

@@ -14,8 +14,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
-from dspy_fastpath.claim import Refused, peek
-from dspy_fastpath.envelope import EnvelopeError
 from dspy_fastpath.inotify import Watcher
 
 from ...client.access import Access
@@ -32,8 +30,6 @@ LINGER_S = 60.0  #: it goes on so long after the last listener
 _LOOK_S = 1.0  # between two looks at whether the folder is still the same
 _GATHER_S = 0.02  # events that come together are read together
 _REMEMBERED = 50_000  # tasks whose class is known
-_LONGEST_READ = 1 << 20  # bytes of a file that is read for its class
-_DEEPEST = 1024
 
 
 class _Memory(NamedTuple):
@@ -58,14 +54,14 @@ class Lookout:
             self._task = asyncio.create_task(self._watch(began))
             await began.wait()
         try:
-            async for chunk in self.ring.listen(last_id, self._stopping):
+            watch = self._task
+            async for chunk in self.ring.listen(last_id, lambda: self._stopping() or watch.done()):
                 yield chunk
         finally:
             self._left_at = time.monotonic()
 
     def close(self) -> None:
         """Watch no more."""
-        self.ring.wake()
         if self._task is not None:
             self._task.cancel()
 
@@ -109,6 +105,7 @@ class Lookout:
             if sights is not None:
                 loop.remove_reader(sights.watcher.fileno())
                 sights.close()
+            self.ring.wake()  # who listens comes again
 
     async def _open(self) -> _Sights | None:
         """Watch the queue that is at the path now; None where there is none, or no more watches are to be had."""
@@ -182,28 +179,30 @@ class _Sights:
         if (end := self._ends.get(watch)) is not None:
             return self._tell(self._ending(end, name), name, at, end[1], file)
         owner = self._owners.get(watch)
-        return None if owner is None else self._tell("started", name, at, self._layout.claimed, f"{owner}/{file}")
+        return None if owner is None else self._tell("started", name, at, None, file, owner)
 
-    def _tell(self, event: str, name: TaskName, at: float, folder: int, file: str) -> Mapping[str, Any] | None:
+    def _tell(
+        self, event: str, name: TaskName, at: float, folder: int | None, file: str, owner: str | None = None
+    ) -> Mapping[str, Any] | None:
         before = self._known.get(name.id)
         if before is not None and (before.event, before.attempt) == (event, name.attempt):
             return None  # a file written in place is created, and then closed
         klass = before.klass if before is not None else None
         if klass is None:
-            klass = self._class(name, folder, file)
+            klass = self._class(name, Found(State.PENDING, file, folder, owner))
         self._known[name.id] = _Memory(klass, event, name.attempt)
         self._known.move_to_end(name.id)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         return {"event": event, "id": name.id, "class": klass, "at": at}
 
-    def _class(self, name: TaskName, folder: int, file: str) -> str | None:
+    def _class(self, name: TaskName, found: Found) -> str | None:
         """Return a task's class from its file, wherever that has got to meanwhile."""
         record = f"{name.id}.json"
-        for place, path in ((folder, file), (self._layout.done, record), (self._layout.failed, record)):
-            with contextlib.suppress(Refused, EnvelopeError, OSError):
-                got = peek(place, os.fsencode(path), _LONGEST_READ, (), max_depth=_DEEPEST)
-                if got is not None:
+        ends = (Found(State.DONE, record, self._layout.done), Found(State.FAILED, record, self._layout.failed))
+        for place in (found, *ends):
+            with contextlib.suppress(OSError):
+                if (got := read_found(self._layout, place)) is not None:
                     return str(WorkloadClass.parse(got.fields.task_class))
         return None
 
