@@ -69,7 +69,7 @@ async def _tell(post: ServicePost, client: AsyncEmbeddingClient) -> None:
             await asyncio.sleep(ALIVE_S / 2)
         found = client.metrics()
         if found != told:
-            post.link.send({"op": "state", **found})
+            post.link.send({"op": "state", "counts": found})
             told = found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from ...embedding import read_vectors
 from ...errors import DuplicateTask, SupervisorError, TaskFailed, WaitTimeout
 from ...gpu import read
 from .answers import json
@@ -126,8 +128,12 @@ async def _execute(context: Context, data: bytes, began: float) -> dict[str, Any
         "embeddings": result,
         "latency_ms": (time.monotonic() - began) * 1000,
     }
-    if isinstance(result, Mapping) and "embeddings" in result:
-        answer["embeddings"] = result["embeddings"]
+    if isinstance(result, Mapping) and ("embeddings" in result or "embeddings_file" in result):
+        if "embeddings" in result:
+            answer["embeddings"] = result["embeddings"]
+        else:  # too many for a record: they lie beside it
+            vectors = await asyncio.to_thread(read_vectors, result, context.post.queue_dir)
+            answer["embeddings"] = vectors.tolist()
         if isinstance(result.get("latency_ms"), int | float):
             answer["latency_ms"] = float(result["latency_ms"])
         if result.get("metadata") is not None:
