@@ -85,8 +85,19 @@ def endpoint() -> Any:
     )
 
 
-def cached_endpoint() -> Any:
-    return endpoint().copy(cache=True)
+def patient_endpoint() -> Any:
+    """The same, asked again where it refuses, and with a cache."""
+    return endpoint().copy(num_retries=3, cache=True)
+
+
+def send(task: Any) -> dict[str, Any]:
+    """A handler that sends something to a model of its own."""
+    from dspy_supervisor import budget
+
+    grant = budget.acquire("mine", tokens=10)
+    budget.report("mine", task.payload["status"], {"Retry-After": "0.01"})
+    grant.settle(task.payload["tokens"])
+    return {}
 
 
 def where(example: Any, prediction: Any, trace: Any = None) -> float:

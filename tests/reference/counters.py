@@ -103,6 +103,7 @@ class Page:
             "slots": [EMPTY_SLOT] * slots,
             "gpus": [None] * GPUS,
             "host": None,
+            "budgets": [],
         }
         size = HEAD.size + 200000 + 9000 * len(names) + 2000 * slots
         place = os.fsdecode(path)
