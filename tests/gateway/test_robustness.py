@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def drip(connections: list[socket.socket], deadline: float) -> dict[socket.socke
     return told
 
 
-@pytest.mark.parametrize("first", [head()[:-2] + b"X-Slow: ", b"GET /"])
+@pytest.mark.parametrize("first", [head()[:-2] + b"X-Slow: ", b"GET /", head("/v1/tasks", "Content-Length: 99999")])
 def test_callers_who_send_a_byte_now_and_then_are_cut_and_keep_nobody_out(strict: Gateway, first: bytes) -> None:
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(strict.connect()) for _ in range(40)]
@@ -106,7 +106,7 @@ def test_a_body_of_a_gigabyte_is_refused_before_it_is_read(strict: Gateway) -> N
         assert read_all(connection).startswith(b"HTTP/1.1 413 ")
 
 
-@pytest.mark.parametrize("announced", [True])
+@pytest.mark.parametrize("announced", [True, False])
 def test_a_body_that_is_streamed_without_end_is_cut_and_its_sender_told_why(strict: Gateway, announced: bool) -> None:
     process = psutil.Process(strict.pid)
     before = process.memory_info().rss
@@ -303,3 +303,39 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_five_hundred_listeners_hear_of_tasks_and_are_let_go_at_the_end(gateway: Open) -> None:
+    one = gateway()
+    with contextlib.ExitStack() as stack, Queue(one.queue) as queue:
+        heard: dict[socket.socket, bytes] = {stack.enter_context(one.connect()): b"" for _ in range(500)}
+
+        def listen(enough: Callable[[bytes], bool], what: str) -> None:
+            waiting = [connection for connection, told in heard.items() if not enough(told)]
+            poll = select.poll()
+            known = {connection.fileno(): connection for connection in waiting}
+            for connection in waiting:
+                poll.register(connection, select.POLLIN)
+            deadline = time.monotonic() + 2 * END_S
+            while known:
+                assert time.monotonic() < deadline, f"{len(known)} of {len(heard)} were not told {what}"
+                for number, _ in poll.poll(1000):
+                    piece = known[number].recv(1 << 16)
+                    heard[known[number]] += piece
+                    if not piece or enough(heard[known[number]]):
+                        poll.unregister(number)
+                        del known[number]
+
+        for connection in heard:
+            connection.sendall(head("/v1/events", method="GET"))
+        listen(lambda told: b"retry: " in told, "that it begins")
+        ids = [queue.submit(number) for number in range(30)]
+        assert queue.wait(ids, END_S).not_done == set()  # the listeners keep nobody from his work
+        assert queue.record(ids[-1])["attempt"] == 0
+        for task in ids:
+            done = f'"event":"done","id":"{task}"'.encode()
+            listen(lambda told, done=done: done in told, f"of {task}")  # type: ignore[misc]
+        assert one.get("/health").status == 200  # nor other callers
+        one.supervisor.signal(signal.SIGTERM)
+        listen(lambda told: told.endswith(b"0\r\n\r\n"), "that it ends")  # the end of the last chunk, and not a cut
+        assert one.supervisor.wait() == 0

@@ -23,6 +23,7 @@ MAX_HEADERS = 200
 KEEP_ALIVE_S = 75  #: that a caller may keep a connection without a request
 _MAX_PIPELINED = 32  # requests of one caller that wait for the answer to the one before
 _SEND_BYTES = 256 << 10
+_GATHERED_BYTES = 16 << 10  # of an answer that wait for the rest of it, until the loop's next turn
 _SPARE = 64  # connections beyond the bound that are told so
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 << 20
@@ -146,11 +147,12 @@ class Connection(HttpToolsProtocol):
 
 
 class _Lingering:
-    """The transport of a connection, which lets the caller finish when it is closed."""
+    """The transport of a connection, which sends head and body of an answer at once, and lets the caller finish at its end."""
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         self._transport, self._connection = transport, connection
         self._lingers = False
+        self._unsent = bytearray()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -159,13 +161,26 @@ class _Lingering:
         return self._lingers or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        if not self._lingers:
+        if self._lingers:
+            return
+        if len(self._unsent) + len(data) > _GATHERED_BYTES:
+            self._send()
             self._transport.write(data)
+            return
+        if not self._unsent:
+            self._connection.loop.call_soon(self._send)
+        self._unsent += data
 
     def close(self) -> None:
+        self._send()
         if self.is_closing() or not self._connection.still_sends:
             self._transport.close()
             return
         self._lingers = True
         self._transport.write_eof()
         self._connection.flow.resume_reading()  # and so reads the end, upon which the transport closes by itself
+
+    def _send(self) -> None:
+        if self._unsent:
+            self._transport.write(bytes(self._unsent))
+            self._unsent.clear()

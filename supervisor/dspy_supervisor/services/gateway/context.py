@@ -78,6 +78,11 @@ class Context:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def stop(self) -> None:
+        """Let long polls be answered, and streams end."""
+        self.stopping.set()
+        self.lookout.ring.wake()
+
     def answered(self, status: int, took_s: float) -> None:
         """Count a request."""
         self.requests[status] = self.requests.get(status, 0) + 1

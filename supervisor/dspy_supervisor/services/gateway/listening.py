@@ -86,7 +86,8 @@ def resolve(host: str) -> list[str]:
 
 def _bind(address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # Of this protocol by name: asyncio turns Nagle's algorithm off for no other, and an answer would wait 40 ms.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that ended just now does not keep us out
         if family == socket.AF_INET6:

@@ -147,7 +147,7 @@ class _Gateway:
 
     async def _end(self, context: Context) -> None:
         """Answer who waits, end streams; while the supervisor drains, go on saying so."""
-        context.stopping.set()
+        context.stop()
         deadline = time.monotonic() + max(0.0, self._post.config.drain_s - _SPARE_S)
         with contextlib.suppress(SupervisorError, OSError):  # a supervisor that does not answer has no use for us
             while time.monotonic() < deadline and _drains(await context.status(fresh=True)):
