@@ -20,13 +20,13 @@ def metrics(loaded: Loaded) -> None:
     """
     from dspy_fastpath.counters import Page
 
-    from ..metrics import exposition, families
+    from ..metrics import Exposition, View
 
     socket = supervisor_socket(loaded.config)
-    services = ask(socket, {"do": "status"}).get("services", {})
+    status = ask(socket, {"do": "status"})
     try:
         with Page.attach(socket.with_suffix(".page")) as page:
-            text = exposition(families(page, services))
+            text = Exposition().text(View(page, status)).body
     except ValueError as error:  # of another version of this program
         raise ServiceUnavailable(str(error)) from error
     click.echo(text.decode(), nl=False)

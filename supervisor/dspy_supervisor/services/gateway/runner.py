@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 from ...embedding import read_vectors
 from ...errors import DuplicateTask, SupervisorError, TaskFailed, WaitTimeout
 from ...gpu import read
+from ...metrics.table import RUNNER
 from .answers import json
 from .context import Context
 from .incoming import accept, lenient
@@ -24,16 +25,6 @@ from .problems import Problem, problem_of
 
 _LONGEST_S = 300.0  #: that a caller waits for a task
 _EMBED = "embed"
-#: name, kind, help and key of what /prometheus tells
-_METRICS = (
-    ("env_runner_tasks_processed_total", "counter", "Tasks that succeeded.", "tasks_processed", 1),
-    ("env_runner_queue_depth", "gauge", "Tasks that wait.", "queue_depth", 1),
-    ("env_runner_gpu_utilization", "gauge", "Mean utilization of the GPUs, 0 to 1.", "gpu_utilization", 1),
-    ("env_runner_latency_p95_seconds", "gauge", "Run time that 95 of 100 tasks stay below.", "latency_p95_ms", 1000),
-    ("env_runner_avg_duration_seconds", "gauge", "Mean run time of a task.", "avg_duration_ms", 1000),
-    ("env_runner_errors_total", "counter", "Tasks that failed for good.", "total_errors", 1),
-    ("env_runner_uptime_seconds", "gauge", "Since the supervisor started.", "uptime_seconds", 1),
-)
 
 
 def routes(context: Context) -> list[BaseRoute]:
@@ -48,7 +39,7 @@ def routes(context: Context) -> list[BaseRoute]:
     async def prometheus(_: Request) -> Response:
         told = stats(context.page)
         lines = []
-        for name, kind, text, key, divisor in _METRICS:
+        for name, kind, text, key, divisor in RUNNER:
             value = told[key] / divisor if divisor > 1 else told[key]
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name} {value}"]
         return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
