@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 PYTHONS ?= python3.11 python3.12 python3.13
 SOURCES = pyproject.toml setup.py $(wildcard fastpath/dspy_fastpath/*.p*)
 
-.PHONY: demo test lint wheels faults slurm-faults bench compare sanitize fuzz clean
+.PHONY: demo test lint wheels faults slurm-faults guest bench compare sanitize fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python docs/demo/demo.py
@@ -32,6 +32,10 @@ faults: $(VENV)/.ready-dev
 # Minutes on a real cluster: random faults, outages, accidents, and a training over nodes (that one needs torch too).
 slurm-faults: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.rigs.slurm
+
+# A machine of its own under qemu, with systemd: half an hour; needs root, qemu-system-x86, debootstrap and Python 3.11.
+guest: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -v tests/guest/systemd.py
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest bench --benchmark-only

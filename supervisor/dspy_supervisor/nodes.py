@@ -2,12 +2,15 @@
 
 A supervisor that runs is a *node*: a random id, a lock on a local file, and a heartbeat ``nodes/NODE.hb``::
 
-    {"node", "counter", "boot_id", "machine_id", "lock": {"file", "device", "inode"}, "pid", "host", "started_at"}
+    {"node", "counter", "boot_id", "machine_id", "lock": {"file", "device", "inode"}, "pid", "pid_start", "pid_space",
+     "host", "started_at"}
 
 Its workers claim into ``claimed/NODE.N.SLOT/``, so whose a claim is needs no content. Whether a node is dead:
 
 - a node that locked a file which this host can open, and whose lock is free, is dead: the kernel releases a lock with its
   holder. No time-out is involved;
+- a node whose lock is not to be found, since a service manager removed its folder, is dead when its process is gone from
+  the same space of process ids in the same boot: a later process of that id has another start time;
 - a node of this machine from before the last boot is dead, if the queue lies on a local disk: nobody else can mount it;
 - any other is judged by its counter: dead when that did not change for ``take_after_s`` by *our own* monotonic clock,
   counting only time in which our own heartbeat reached the disk. Times of other hosts are never compared, nor mtimes.
@@ -22,7 +25,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from dspy_fastpath.ids import uuid7
 
@@ -45,6 +48,40 @@ def _read_line(path: str) -> str:
 def node_of(owner: str) -> str:
     """Return the node that an owner of claims (NODE.N.SLOT) belongs to."""
     return owner.partition(".")[0]
+
+
+def _pid_space() -> str:
+    """Return the name of the space that our process ids are of, or "" where the kernel does not tell."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Return when a process started, in ticks since the boot, or None where it can't be told."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_text()
+        return int(line[line.rindex(")") + 2 :].split()[19])  # starttime, proc(5)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _dead_by_process(beat: dict[str, Any]) -> Literal[True] | None:
+    """True where the node's process is gone for certain, None where it may live: then its counter tells."""
+    pid, start = beat.get("pid"), beat.get("pid_start")
+    if not beat.get("pid_space") or beat.get("pid_space") != _pid_space():
+        return None  # a container of this host, perhaps
+    if not isinstance(pid, int) or not isinstance(start, int) or pid <= 0:
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # there is one, of another user
+    now = _start_ticks(pid)
+    return True if now is not None and now != start else None
 
 
 class Presence:
@@ -97,6 +134,8 @@ class Presence:
             "machine_id": _read_line("/etc/machine-id"),
             "lock": {"file": self.lock_path.name, "device": status.st_dev, "inode": status.st_ino},
             "pid": os.getpid(),
+            "pid_start": _start_ticks(os.getpid()),
+            "pid_space": _pid_space(),
             "host": socket.gethostname(),
             "started_at": round(time.time(), 3) if self._counter == 1 else None,
         }
@@ -183,11 +222,11 @@ class Observer:
         try:
             descriptor = os.open(self.locks / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
-            return None  # a container of this host with a runtime folder of its own, perhaps
+            return _dead_by_process(beat)
         try:
             status = os.fstat(descriptor)
             if (status.st_dev, status.st_ino) != (lock.get("device"), lock.get("inode")):
-                return None
+                return _dead_by_process(beat)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -89,6 +91,24 @@ def test_a_node_whose_lock_is_free_is_dead_at_once(rig, locks, observer):
         assert observer.others() == {node, successor.node}
     observer.forget(node)
     assert observer.others() == set()
+
+
+def test_a_node_whose_lock_was_removed_is_dead_as_soon_as_its_process_is(rig, locks, observer):
+    """As systemd does: it removes the runtime folder of a service that died, and makes another for its next life."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        with Presence(rig.layout, locks / "lock") as mine:
+            beat_of = read_json(rig.layout.nodes, f"{mine.node}.hb")
+        beat_of |= {"node": "far", "pid": process.pid, "pid_start": nodes._start_ticks(process.pid)}
+        replace_json(rig.layout.nodes, "far.hb", beat_of, durable=False)
+        (locks / "lock").unlink()
+        assert observer.dead(0.0, beating=True) == set()  # it lives: its counter will tell
+        replace_json(rig.layout.nodes, "far.hb", beat_of | {"pid_start": 1}, durable=False)
+        assert observer.dead(0.0, beating=True) == {"far"}  # that process is another
+        replace_json(rig.layout.nodes, "far.hb", beat_of, durable=False)
+        process.kill()
+    assert observer.dead(0.0, beating=True) == {"far"}
+    replace_json(rig.layout.nodes, "far.hb", beat_of | {"pid_space": "pid:[1]"}, durable=False)
+    assert observer.dead(0.0, beating=True) == set()  # a container of this host, whose processes have other ids
 
 
 def test_a_lock_that_only_looks_like_the_nodes_says_nothing(rig, locks, observer):

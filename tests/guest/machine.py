@@ -1,0 +1,92 @@
+"""A running guest: commands go in, what they say comes back; its power can be cut."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from ..conftest import until
+from .image import kernel
+
+BOOT_S = 300.0
+
+
+class Said(NamedTuple):
+    """What a command in the guest said."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Machine:
+    """One guest on one disk."""
+
+    def __init__(self, disk: Path, memory_mib: int = 2048) -> None:
+        self._disk, self._memory_mib = disk, memory_mib
+        self._process: subprocess.Popen[bytes] | None = None
+        self._link: socket.socket | None = None
+
+    def boot(self) -> None:
+        """Switch it on, and wait until it takes commands."""
+        folder = self._disk.parent
+        port, console = folder / "rig.sock", folder / "console.log"
+        port.unlink(missing_ok=True)
+        image, first = kernel()
+        # fmt: off
+        self._process = subprocess.Popen([
+            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", str(self._memory_mib), "-smp", "2",
+            "-nodefaults", "-display", "none", "-serial", f"file:{console}",
+            "-kernel", str(image), "-initrd", str(first), "-append", "root=/dev/vda rw console=ttyS0 quiet",
+            "-drive", f"file={self._disk},if=virtio,format=raw",
+            "-device", "virtio-serial", "-chardev", f"socket,id=rig,path={port},server=on,wait=off",
+            "-device", "virtserialport,chardev=rig,name=rig",
+        ], stdin=subprocess.DEVNULL)
+        # fmt: on
+        until(port.exists, "qemu listens")
+        self._attend(port)
+
+    def _attend(self, port: Path) -> None:
+        self._link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._link.connect(str(port))
+        self._link.settimeout(BOOT_S)
+        self._lines = self._link.makefile("rb")
+        assert json.loads(self._lines.readline()) == {"ready": True}
+
+    def run(self, command: str, timeout_s: float = 120.0) -> Said:
+        """Run a line of bash as root in the guest."""
+        assert self._link is not None
+        self._link.settimeout(timeout_s + 60)
+        self._link.sendall(json.dumps({"run": command, "timeout_s": timeout_s}).encode() + b"\n")
+        return Said(**json.loads(self._lines.readline()))
+
+    def ok(self, command: str, timeout_s: float = 120.0) -> str:
+        """Return what a command prints that must succeed."""
+        said = self.run(command, timeout_s)
+        assert said.code == 0, f"{command}: exit {said.code}\n{said.out[-3000:]}\n{said.err[-3000:]}"
+        return said.out
+
+    def reboot(self) -> None:
+        """Restart it in order."""
+        assert self._link is not None and self._process is not None
+        self._link.sendall(json.dumps({"run": "systemctl reboot", "timeout_s": 60}).encode() + b"\n")
+        self._link.settimeout(BOOT_S)
+        while json.loads(self._lines.readline()) != {"ready": True}:  # the answer, then the next life's first word
+            pass
+
+    def cut_power(self) -> None:
+        """End it between two instructions: what it had not written to its disk is gone."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+        if self._link is not None:
+            self._link.close()
+
+    def close(self) -> None:
+        """Switch it off."""
+        if self._process is not None:
+            self.cut_power()
