@@ -44,7 +44,9 @@ class HttpSettings:
         "127.0.0.1",
         live=True,
     )
-    http_port: int = setting(whole(0, 65535, "any that is free"), "port to listen on", 9097, live=True)
+    http_port: int | None = setting(
+        optional(whole(0, 65535, "any that is free")), "port to listen on; none: http_socket alone", 9097, live=True
+    )
     http_socket: Path | None = setting(
         optional(path()), "listen on a Unix socket of this name too, which only this user can reach", None, live=True
     )

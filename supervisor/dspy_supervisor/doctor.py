@@ -199,8 +199,14 @@ def _http(config: Config) -> Iterator[Finding]:
         message = f"there is no {missing[0]}: the supervisor works, without its API, metrics and dashboard"
         yield Finding("HTTP", Level.WARN, message, remedy)
         return
-    where = f"{config.http_host}, port {config.http_port if config.http else config.metrics_port}"
-    yield Finding("HTTP", Level.OK, f"{where}, {'with' if config.http_token else 'without'} a token")
+    ports = [port for port in ((config.http_port if config.http else None), config.metrics_port) if port is not None]
+    places = [f"{config.http_host}, port {port}" for port in ports]
+    if config.http and config.http_socket is not None:
+        places.append(str(config.http_socket))
+    token = "with a token" if config.http_token else "without a token"
+    yield Finding("HTTP", Level.OK, f"{' and '.join(places) or 'served nowhere'}, {token}")
+    if not ports:
+        return
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(config.http_host.strip("[]"), None)}
     except OSError as error:

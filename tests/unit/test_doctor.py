@@ -71,6 +71,8 @@ def test_the_gateway_is_judged_by_what_is_installed_and_by_who_reaches_it(config
     assert open_to_all.level is Level.FAIL and "no http_token" in open_to_all.message and "token" in open_to_all.remedy
     token = http_findings(config, monkeypatch, http=True, http_host="0.0.0.0", http_token="x" * 16)
     assert token.keys() == {"HTTP"}
+    socket_alone = http_findings(config, monkeypatch, http=True, http_host="0.0.0.0", http_port=None)
+    assert socket_alone.keys() == {"HTTP"}
     nowhere = http_findings(config, monkeypatch, http=True, http_host="no-such-host.invalid")["HTTP address"]
     assert nowhere.level is Level.FAIL
 
