@@ -73,6 +73,7 @@ BESIDE = {
     "dspy": {"words", "rules", "sockets"},
     "simulate": {"words", "rules"},
     "embedding": {"words", "rules"},
+    "top": {"words", "rules"},
 }
 SEES_BESIDE = {
     "handlers": {"actors"},
@@ -81,6 +82,7 @@ SEES_BESIDE = {
     "dspy": set(),
     "simulate": {"cli"},
     "embedding": {"cli", "actors"},
+    "top": {"cli"},
 }
 #: which of these sees which other: gateway and evaluations are producers as any program is, a handler has its other end
 NEIGHBOURS = {
@@ -89,6 +91,7 @@ NEIGHBOURS = {
     ("handlers", "embedding"),
     ("dspy", "client"),
     ("handlers", "dspy"),
+    ("top", "services"),  # what the gateway tells of tasks, told in a terminal
 }
 
 

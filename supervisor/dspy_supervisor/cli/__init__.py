@@ -27,6 +27,7 @@ COMMANDS = {
     "start": ("service", "Serve a queue in the foreground."),
     "stop": ("service", "End the supervisor of a queue, after its running tasks."),
     "status": ("service", "Show what the supervisor does: tasks, workers and limits by class."),
+    "top": ("top", "Watch a queue and its supervisor in the terminal."),
     "submit": ("submit", "Put tasks into a queue."),
     "task": ("task", "Look at tasks, wait for them, cancel or retry them."),
     "queue": ("queue", "Count, check, clean, pause, resume and limit a queue."),
