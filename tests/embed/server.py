@@ -108,6 +108,7 @@ class Server:
                 if said is None:
                     break
                 sent = said if isinstance(said, bytes) else orjson.dumps(said)
+                self.counts["sent"] += len(sent)
                 lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Other')}", f"Content-Length: {len(sent)}"]
                 lines += [f"{name}: {value}" for name, value in more.items()]
                 sent = ("\r\n".join(lines) + "\r\n\r\n").encode() + sent

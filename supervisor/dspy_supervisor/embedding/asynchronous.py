@@ -76,6 +76,10 @@ class AsyncEmbeddingClient:
         """
         return await self._rows(texts, each=True)
 
+    def expect(self, callers: int) -> None:
+        """Say how many can ask at once: when all of them wait, there is nobody to wait for. 0: not known."""
+        self._batcher.callers = callers
+
     def metrics(self) -> dict[str, Any]:
         """Return what was counted since the client was made, and how each server does, as JSON."""
         now = time.monotonic()

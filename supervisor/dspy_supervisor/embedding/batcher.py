@@ -1,8 +1,8 @@
 """Texts of many callers, gathered into requests.
 
-The first text starts a timer, and a batch goes when it runs out, or as soon as a batch is full by count, bytes or estimated
-tokens; and never while the servers have as many requests as they answer well: then batches grow. A caller with a hundred
-thousand texts doesn't stand before one with a single text: each batch holds some of everyone's.
+The first text starts a timer, and a batch goes when it runs out, or as soon as it is full by count, bytes or estimated tokens,
+or nobody is left who could ask for more; and never while the servers have as many requests as they answer well: then batches
+grow. A caller with a hundred thousand texts doesn't stand before one with a single text: each batch holds some of everyone's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ..config_embed import EmbedSettings
 from ..errors import EmbeddingError, EmbeddingRefused
 from .limits import tokens_of
 from .sender import Row, Sender
+
+_AHEAD = 2  # requests under way that keep a server busy while the answer to one of them travels
 
 
 class Call:
@@ -70,6 +72,8 @@ class Batcher:
         self._texts = self._bytes = self._tokens = 0  # that wait
         self._deliveries: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._open = 0  # calls that have not ended
+        self.callers = 0  #: how many there can be at once; 0: not known
 
     @property
     def waiting(self) -> int:
@@ -87,11 +91,14 @@ class Batcher:
         self._texts += len(call.texts)
         self._bytes += sum(call.sizes)
         self._tokens += sum(map(tokens_of, call.sizes))
-        if self._timer is None or self._is_full():  # else the timer sends it, after all who ask in this moment
+        self._open += 1
+        # Else the timer sends it, after all who ask in this moment.
+        if self._timer is None or self._is_full() or self._open == self.callers:
             self._pump()
         try:
             await call.ended
         finally:
+            self._open -= 1
             self._drop(call)
 
     def _drop(self, call: Call) -> None:
@@ -111,8 +118,9 @@ class Batcher:
             self._timer = None
         loop = asyncio.get_running_loop()
         while self._calls and len(self._deliveries) < self._sender.room:
-            # To wait is worth less while nothing is under way: then nobody could come back and ask for more.
-            wait_s = min(self._linger_s, self._wait_s) if not self._deliveries else self._wait_s
+            wait_s = min(self._linger_s, self._wait_s) if len(self._deliveries) < _AHEAD else self._wait_s
+            if self.callers and self._open >= self.callers:
+                wait_s = 0.0  # everyone who could ask for more waits for an answer
             due = min(call.since for call in self._calls) + wait_s
             if loop.time() < due and not self._is_full():
                 self._timer = loop.call_at(due, self._pump)

@@ -85,6 +85,7 @@ class Desk:
         task = asyncio.current_task()
         assert task is not None
         self._busy.add(task)
+        self._client.expect(len(self._busy))
         try:
             while True:
                 (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
@@ -111,6 +112,7 @@ class Desk:
             log.error("embed_bad_question", error=str(error))
         finally:
             self._busy.discard(task)
+            self._client.expect(len(self._busy))
             writer.close()
 
     async def close(self) -> None:
