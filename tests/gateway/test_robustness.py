@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from dspy_supervisor import Queue
+from dspy_supervisor.cli import main
 
 from tests.conftest import END_S, Start, supervisors, until
 
@@ -194,7 +195,9 @@ def test_callers_beyond_the_bound_are_told_to_come_again(strict: Gateway) -> Non
     until(lambda: strict.get("/health").status == 200, "there is room again")
 
 
-def test_a_port_that_is_taken_is_said_and_served_as_soon_as_it_is_free(supervisor: Start, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_said_and_served_as_soon_as_it_is_free(
+    supervisor: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -206,6 +209,10 @@ def test_a_port_that_is_taken_is_said_and_served_as_soon_as_it_is_free(superviso
             assert queue.result(queue.submit(1), timeout=END_S) == 1
     assert Gateway(one, tmp_path).get("/health").status == 200
     assert one.status()["services"]["gateway"]["problem"] is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        assert main(["status", "--queue-dir", str(one.queue), "--runtime-dir", str(one.runtime)]) == 0
+    assert f", http://127.0.0.1:{port}\n" in capsys.readouterr().out
 
 
 def test_without_its_packages_the_rest_works_and_the_remedy_is_said(supervisor: Start, tmp_path: Path) -> None:

@@ -177,16 +177,16 @@ def test_from_elsewhere_everything_needs_the_token_but_health_metrics_and_the_pa
         asked.append(scope["may_write"])
         await Response()(scope, receive, send)
 
-    guard = Guard(app, context, local=False)
+    guard = Guard(app, context, local=False, names=["0.0.0.0", "::"])
 
-    def ask(method: str, path: str, **headers: str) -> int:
+    def ask(method: str, path: str, **more: str) -> int:
         told: list[Any] = []
 
         async def send(message: Any) -> None:
             told.append(message)
 
         scope = {"type": "http", "http_version": "1.1", "method": method, "path": path, "server": ("10.0.0.1", 9097)}
-        raw = [(name.encode(), value.encode()) for name, value in {"host": "10.0.0.1:9097", **headers}.items()]
+        raw = [(name.encode(), value.encode()) for name, value in ({"host": "10.0.0.1:9097"} | more).items()]
         asyncio.run(guard({**scope, "headers": raw}, _nothing, send))
         return int(told[0]["status"])
 
@@ -196,6 +196,8 @@ def test_from_elsewhere_everything_needs_the_token_but_health_metrics_and_the_pa
         assert ask("GET", path) == (200 if open_reads else 401)
         assert ask("GET", path, authorization=f"Bearer {TOKEN}") == 200
     assert not any(asked[:8])  # nobody who did not present it may write
+    for host in ("0.0.0.0:9097", "[::]:9097", "evil.example"):  # a page elsewhere can name us so
+        assert ask("GET", "/metrics", host=host) == 421
     for method, path in (("POST", "/v1/tasks"), ("POST", "/queue/submit"), ("PUT", "/v1/classes/gpu/limit")):
         assert ask(method, path) == ask(method, path, authorization="Bearer x") == 401
         assert ask(method, path, authorization=f"Bearer {TOKEN}") == 200

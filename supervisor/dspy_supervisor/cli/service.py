@@ -202,6 +202,7 @@ def _service(service: Mapping[str, Any]) -> str:
     words = [f"pid {service['pid']}"]
     if service.get("restarts"):
         words.append(f"started again {service['restarts']} times")
+    words += [str(address) for address in service.get("listening", ())]
     words += [str(service[key]) for key in ("problem", "why") if service.get(key)]
     return ", ".join(words)
 
