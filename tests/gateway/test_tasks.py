@@ -71,6 +71,14 @@ def test_an_id_names_one_task(api: Api) -> None:
     assert api.post("/v1/tasks", {"id": task_id, "payload": {"n": 2}}).status == 409
 
 
+def test_a_whole_number_may_have_a_point_and_the_payload_stays_as_it_came(api: Api) -> None:
+    answer = api.post("/v1/tasks", b'{"priority": 3.0 ,"max_attempts":2.00,"kind":"echo","payload":{"priority":1.0}}')
+    assert answer.status == 201
+    api.result(answer.json["id"])
+    shown = api.get(f"/v1/tasks/{answer.json['id']}").body
+    assert b'"payload":{"priority":1.0}' in shown
+
+
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
@@ -79,9 +87,13 @@ def test_an_id_names_one_task(api: Api) -> None:
         (b"null", 422, "object"),
         (b"{}", 422, "payload"),
         (b'{"payload":1,"class":"quantum"}', 422, "cpu_short"),
+        (b'{"payload":1,"class":"GPU"}', 422, "cpu_short"),
         (b'{"payload":1,"id":"../../evil"}', 422, "an id is"),
         (b'{"payload":1,"id":5}', 422, "id=5"),
         (b'{"payload":1,"priority":101}', 422, "-100 to 100"),
+        (b'{"payload":1,"priority":1.5}', 422, "whole number"),
+        (b'{"payload":1,"kind":"a b"}', 422, "kind='a b'"),
+        (b'{"payload":1,"affinity":"' + b"x" * 251 + b'"}', 422, "affinity"),
         (b'{"payload":1,"timeout_s":0}', 422, "timeout_s"),
         (b'{"payload":1,"max_attempts":0}', 422, "max_attempts"),
         (b'{"payload":' + b"[" * 200 + b"]" * 200 + b"}", 422, "128"),
@@ -139,9 +151,15 @@ def test_a_list_is_newest_first_in_pages_and_by_filters(api: Api) -> None:
     assert [row["id"] for row in api.read(f"/v1/tasks?q={mine[0]}&limit=1000")["tasks"] if row["id"] == mine[0]]
 
 
-@pytest.mark.parametrize("query", ["state=lost", "class=x", "limit=0", "limit=1e3", "limit=1&limit=2", "cursor=%ff"])
+@pytest.mark.parametrize(
+    "query", ["state=lost", "class=x", "limit=0", "limit=1e3", "limit=1&limit=2", "q=" + "x" * 201]
+)
 def test_a_filter_that_means_nothing_is_refused(api: Api, query: str) -> None:
     assert api.get(f"/v1/tasks?{query}").status == 422
+
+
+def test_a_cursor_that_no_list_gave_out_is_not_found(api: Api) -> None:
+    assert [api.get(f"/v1/tasks?cursor={cursor}").status for cursor in ("x", "%ff", "MC4uLg")] == [404] * 3
 
 
 def test_a_result_that_is_not_there_yet_is_waited_for_and_then_said_so(api: Api) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from starlette.requests import Request
@@ -9,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ...gpu import read
+from ...history import DAYS, rows
 from . import asking
 from .answers import json
 from .context import Context
@@ -18,6 +20,7 @@ from .problems import Problem
 
 _MOST_LIMIT = 1024
 _LONGEST_REASON = 500
+_MOST_ROWS = 2000  # of a history: longer steps make fewer
 _YEAR = 366 * 86400.0
 
 
@@ -34,6 +37,12 @@ def routes(context: Context) -> list[BaseRoute]:
         async with context.looking:  # one look at a time: they share what they learn
             return json(await context.apart(lambda: context.failures.groups(context.sync_queue.access.now(), since_s)))
 
+    async def history(request: Request) -> Response:
+        since_s = asking.seconds(request, "since_s", 3600.0, DAYS * 86400.0) or 0.0
+        step_s = max(60.0, asking.seconds(request, "step_s", 60.0, 86400.0) or 0.0, since_s / _MOST_ROWS)
+        found = await context.apart(lambda: rows(context.post.queue_dir, time.time() - since_s, step_s=step_s))
+        return json({"rows": found, "step_s": step_s})
+
     async def show_gpus(_: Request) -> Response:
         return json({"gpus": gpus(read(context.page))})
 
@@ -42,7 +51,7 @@ def routes(context: Context) -> list[BaseRoute]:
 
     async def pause(request: Request) -> Response:
         document = await asking.body(request)
-        classes, reason = asking.classes(document), document.get("reason") or ""
+        classes, reason = asking.classes(document), document.get("reason", "")
         if not isinstance(reason, str) or len(reason) > _LONGEST_REASON:
             raise Problem(422, f"reason: expected text of at most {_LONGEST_REASON} characters")
         await context.ask("pause", classes=classes, reason=reason)
@@ -72,6 +81,7 @@ def routes(context: Context) -> list[BaseRoute]:
     return [
         Route("/v1/status", status),
         Route("/v1/failures", failures),
+        Route("/v1/history", history),
         Route("/v1/gpus", show_gpus),
         Route("/v1/slurm/jobs", slurm_jobs),
         Route("/v1/queue/pause", pause, methods=["POST"]),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
 
 import orjson
+from starlette.requests import Request
 from starlette.responses import Response
+
+Answerer: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 _OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
 
@@ -19,3 +22,12 @@ def dumps(document: Any) -> bytes:
 def json(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return an answer in JSON."""
     return Response(dumps(document), status, headers, "application/json")
+
+
+def by_method(**answerers: Answerer) -> Answerer:
+    """Return what answers a path by the request's method: one route a path, so that it knows all its methods."""
+
+    async def answer(request: Request) -> Response:
+        return await answerers["GET" if request.method == "HEAD" else request.method](request)
+
+    return answer

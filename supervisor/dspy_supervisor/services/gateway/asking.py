@@ -92,9 +92,9 @@ async def body(request: Request) -> Mapping[str, Any]:
 
 def classes(document: Mapping[str, Any]) -> list[str] | None:
     """Return the member ``classes`` of a body, None where all are meant."""
-    found = document.get("classes")
-    if found is None:
+    if "classes" not in document:
         return None
+    found = document["classes"]
     if not isinstance(found, list) or not found or not all(name in CLASSES for name in found):
         raise Problem(422, f"classes: expected a list of {', '.join(CLASSES)}")
     return list(dict.fromkeys(found))

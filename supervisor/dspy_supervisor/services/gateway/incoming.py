@@ -7,6 +7,7 @@ file in pending/ may hold, in which an unknown class means cpu_short, and an obj
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import orjson
@@ -23,28 +24,37 @@ from .problems import Problem
 
 _OPTIONS = ("kind", "not_before", "timeout_s", "max_attempts", "affinity", "traceparent")
 _CLASSES = frozenset(WorkloadClass)
+LONGEST_TEXT = 250  #: characters of what names something: whatever they are, the envelope has room for them
+KIND = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"  #: what a kind looks like
+_KIND = re.compile(KIND)
+_WHOLE = re.compile(rb"(-?[0-9]{1,9})\.0+(?=[\s,}])")
 
 
 def strict(data: bytes, context: Context, key: str | None = None) -> Prepared:
     """Return the task that a caller of /v1 describes; ``key``: the request's Idempotency-Key. Raises Problem."""
-    fields = _scanned(data, context)
+    data, fields = _scanned(data, context)
     if not fields.has_payload:
         raise Problem(422, 'payload: it is missing; the smallest task is {"payload": null}')
-    if fields.task_class is not None and fields.task_class.strip().lower() not in _CLASSES:
+    if fields.task_class is not None and fields.task_class not in _CLASSES:
         raise Problem(422, f"class={fields.task_class!r}: expected one of {', '.join(WorkloadClass)}")
+    if fields.kind is not None and not _KIND.fullmatch(fields.kind):
+        raise Problem(422, f"kind={fields.kind!r}: expected a name of letters, digits, '.', '_' and '-'")
+    for name in ("idempotency_key", "affinity", "traceparent"):
+        if len(getattr(fields, name) or "") > LONGEST_TEXT:
+            raise Problem(422, f"{name}: expected at most {LONGEST_TEXT} characters")
     if key is not None and fields.idempotency_key not in (None, key):
-        raise Problem(422, "the header Idempotency-Key and idempotency_key in the body differ")
+        raise Problem(409, "the header Idempotency-Key and idempotency_key in the body differ")
     return _prepared(data, fields, key or fields.idempotency_key)
 
 
 def lenient(data: bytes, context: Context, **more: Any) -> Prepared:
     """Return the task that a caller of an older route describes; ``more``: members that are put in. Raises Problem."""
-    return _prepared(data, _scanned(data, context), None, **more)
+    return _prepared(*_scanned(data, context), None, **more)
 
 
 def fields_of(data: bytes, context: Context) -> Fields:
     """Return what an envelope says. Raises Problem."""
-    return _scanned(data, context)
+    return _scanned(data, context)[1]
 
 
 async def accept(context: Context, task: Prepared) -> bool:
@@ -66,12 +76,15 @@ async def accept(context: Context, task: Prepared) -> bool:
     return there is None
 
 
-def _scanned(data: bytes, context: Context) -> Fields:
+def _scanned(data: bytes, context: Context) -> tuple[bytes, Fields]:
+    """Return an envelope, and what it says; a whole number may be written as 3.0, as JSON Schema has it."""
     if len(data) > context.config.max_task_bytes:
         raise Problem(413, f"a task of {len(data)} bytes, the bound is {context.config.max_task_bytes}: max_task_bytes")
     try:
-        return scan(data, context.config.max_depth)
+        return data, scan(data, context.config.max_depth)
     except EnvelopeError as error:
+        if (whole := _WHOLE.match(data, error.offset)) is not None:
+            return _scanned(data[: whole.end(1)] + data[whole.end() :], context)
         if is_malformed(data):
             raise Problem(400, f"invalid JSON: {error}") from None
         raise Problem(422, str(error)) from None

@@ -9,10 +9,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ... import __version__
+from ...history import DAYS
 from ...task import ID_PATTERN, State
 from . import asking
 from .answers import json
 from .context import Context
+from .incoming import LONGEST_TEXT
 from .outputs import MOST_LINES, STREAMS
 from .schemas import SCHEMAS, Schema, ref
 from .views import MOST_ROWS
@@ -20,14 +22,16 @@ from .views import MOST_ROWS
 _WRONG = {
     400: "the request is malformed",
     401: "the token is missing",
-    404: "there is no such task",
+    404: "there is no such task, class or page",
     409: "not in the state that it is in",
     413: "the body is too long",
     422: "a value is out of its bounds; the detail names it",
     429: "the queue is full: try again after Retry-After seconds",
-    503: "the supervisor does not answer",
+    503: "there is no supervisor, or no queue",
+    504: "the supervisor does not answer",
     507: "the disk is full",
 }
+_OF_TASK = ("task", "result", "story", "explain", "logs", "cancel", "retry")
 _ID: Schema = {
     "name": "task_id",
     "in": "path",
@@ -94,7 +98,7 @@ def _paths() -> dict[str, Any]:
                 _query("q", {"type": "string", "maxLength": 200}, "that id, kind, cause or message must hold"),
                 _query("limit", {"type": "integer", "minimum": 1, "maximum": MOST_ROWS, "default": 100}),
                 _query("cursor", {"type": "string", "maxLength": 200}, "`next` of the page before"),
-                wrong=(422,),
+                wrong=(404, 422),
             ),
         },
         "/v1/tasks/batch": {"post": _batch()},
@@ -106,6 +110,16 @@ def _paths() -> dict[str, Any]:
         "/v1/tasks/{task_id}/cancel": {"post": _task("cancel", "Cancel a task", "Cancelled", wrong=(409,))},
         "/v1/tasks/{task_id}/retry": {"post": _task("retry", "Try a failed task again", "Accepted", wrong=(409,))},
         "/v1/failures": {"get": _operation("failures", "Failures by what went wrong", "Failures", since, wrong=(422,))},
+        "/v1/history": {
+            "get": _operation(
+                "history",
+                "What was, in steps: the tasks of each class, host and GPUs",
+                "History",
+                _query("since_s", {"type": "number", "minimum": 0, "maximum": DAYS * 86400, "default": 3600}),
+                _query("step_s", {"type": "number", "minimum": 0, "maximum": 86400, "default": 60}, "60 at least"),
+                wrong=(422,),
+            )
+        },
         "/v1/gpus": {"get": _operation("gpus", "What telemetry last saw of the GPUs", "Gpus")},
         "/v1/slurm/jobs": {"get": _operation("slurm_jobs", "Slurm jobs that are not over", "Jobs")},
         "/v1/queue/pause": {"post": _order("pause", "Start nothing new", "Paused", "Pause")},
@@ -151,7 +165,8 @@ def _json(name: str) -> Schema:
 def _problems(*statuses: int) -> dict[str, Schema]:
     content = {"application/problem+json": {"schema": ref("Problem")}}
     return {
-        str(status): {"description": _WRONG[status], "content": content} for status in sorted({401, 503, *statuses})
+        str(status): {"description": _WRONG[status], "content": content}
+        for status in sorted({401, 503, 504, *statuses})
     }
 
 
@@ -187,11 +202,15 @@ def _submit() -> dict[str, Any]:
     key: Schema = {
         "name": "Idempotency-Key",
         "in": "header",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 250},
+        "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT},
     }
     found = _operation("submit", "Put a task", "Accepted", key, wrong=(400, 409, 413, 422, 429, 507), status=201)
     found["responses"]["201"]["headers"] = {"Location": {"schema": {"type": "string"}}}
     found["responses"]["200"] = {"description": "this very task was put before", "content": _json("Accepted")}
+    for status in ("200", "201"):
+        found["responses"][status]["links"] = {
+            name: {"operationId": name, "parameters": {"task_id": "$response.body#/id"}} for name in _OF_TASK
+        }
     found["responses"]["429"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
     return found | {"requestBody": {"required": True, "content": _json("Envelope")}}
 
@@ -202,7 +221,7 @@ def _batch() -> dict[str, Any]:
     return {
         "operationId": "submit_many",
         "summary": "Put many tasks, one a line",
-        "requestBody": {"required": True, "content": lines},
+        "requestBody": {"required": False, "content": lines},
         "responses": {"200": {"description": description, "content": lines}, **_problems()},
     }
 

@@ -16,12 +16,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ...client.envelopes import Prepared
+from ...errors import EnvelopeInvalid
 from ...jobbook import is_carried
 from ...layout import Layout
 from ...lookup import find_one
 from ...task import State, WorkloadClass, is_task_id
 from . import asking
-from .answers import json
+from .answers import by_method, json
 from .context import Context
 from .counts import Counts, totals
 from .incoming import accept, fields_of, is_malformed, lenient
@@ -84,15 +85,18 @@ def routes(context: Context) -> list[BaseRoute]:
         Route("/slurm/status/{task_id:path}", slurm_status, methods=_ANY),
         Route("/api/env-queue/stats", stats),
         Route("/api/env-queue/submit", submit_item, methods=["POST"]),
-        Route("/api/env-queue/config", show_limits),
-        Route("/api/env-queue/config", set_limits, methods=["POST"]),
+        Route("/api/env-queue/config", by_method(GET=show_limits, POST=set_limits), methods=["GET", "POST"]),
     ]
 
 
 def _task(data: bytes, context: Context) -> Prepared:
     """Return the task in a body, as these routes refuse what is none."""
     try:
-        return lenient(data, context)
+        task = lenient(data, context)
+        context.sync_queue.access.check([task])
+        return task
+    except EnvelopeInvalid as error:
+        raise Problem(400, str(error)) from None
     except Problem as problem:
         if problem.status == 413:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...task import ID_PATTERN, MAX_ATTEMPTS_RANGE, MAX_TIMEOUT_S, PRIORITY_RANGE, State, WorkloadClass
+from .incoming import KIND, LONGEST_TEXT
 
 Schema = dict[str, Any]
 
@@ -15,6 +16,7 @@ _MOMENT: Schema = {"type": ["string", "null"], "format": "date-time"}
 _EPOCH: Schema = {"type": ["number", "null"], "description": "seconds since 1970"}
 _TEXT: Schema = {"type": ["string", "null"]}
 _NUMBER: Schema = {"type": ["number", "null"]}
+_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 
 
@@ -24,6 +26,12 @@ def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = No
 
 def _list(items: Schema) -> Schema:
     return {"type": "array", "items": items}
+
+
+def _or_nothing(schema: Schema) -> Schema:
+    """Return a shape that may be null, which says nothing."""
+    more = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
+    return schema | {"type": [schema["type"], "null"]} | more
 
 
 def ref(name: str) -> Schema:
@@ -51,22 +59,38 @@ SCHEMAS: dict[str, Schema] = {
     "Envelope": _object(
         {"payload": {"description": "what the handler gets: any JSON"}},
         {
-            "id": {**_ID, "description": "of your choice; without one a new one is made"},
-            "class": {**_CLASS, "default": "cpu_short"},
-            "kind": {
-                "type": "string",
-                "minLength": 1,
-                "maxLength": 25,
-                "description": "what runs it",
-            },
-            "priority": {"type": "integer", "minimum": PRIORITY_RANGE[0], "maximum": PRIORITY_RANGE[1], "default": 0},
-            "not_before": {"type": "number", "minimum": 0, "description": "seconds since 1970"},
-            "timeout_s": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S},
-            "max_attempts": {"type": "integer", "minimum": MAX_ATTEMPTS_RANGE[0], "maximum": MAX_ATTEMPTS_RANGE[1]},
-            "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 250},
-            "affinity": {"type": "string", "minLength": 1, "maxLength": 250},
-            "resources": {"type": "object", "description": "gpus, gpu_share, gpu_memory, and for Slurm more"},
-            "traceparent": {"type": "string", "minLength": 1, "maxLength": 250},
+            name: _or_nothing(schema)
+            for name, schema in {
+                "id": {
+                    "type": "string",
+                    "pattern": f"^({ID_PATTERN})?$",
+                    "description": "of your choice; without one a new one is made",
+                },
+                "class": {**_CLASS, "default": "cpu_short"},
+                "kind": {
+                    "type": "string",
+                    "pattern": f"^{KIND}$",
+                    "description": "what runs it, if not its class's handler",
+                },
+                "priority": {
+                    "type": "integer",
+                    "minimum": PRIORITY_RANGE[0],
+                    "maximum": PRIORITY_RANGE[1],
+                    "default": 0,
+                    "description": "more comes first",
+                },
+                "not_before": {"type": "number", "minimum": 0, "description": "seconds since 1970"},
+                "timeout_s": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S},
+                "max_attempts": {
+                    "type": "integer",
+                    "minimum": MAX_ATTEMPTS_RANGE[0],
+                    "maximum": MAX_ATTEMPTS_RANGE[1],
+                },
+                "idempotency_key": {**_NAME, "description": "tasks of one key are one task"},
+                "affinity": _NAME,
+                "resources": {"type": "object", "description": "gpus, gpu_share, gpu_memory, and for Slurm more"},
+                "traceparent": _NAME,
+            }.items()
         },
         description="A task. Members that are not known are kept in its record.",
     ),
@@ -197,7 +221,12 @@ SCHEMAS: dict[str, Schema] = {
             },
         }
     ),
-    "History": _object({"rows": _list({"type": "object"})}),
+    "History": _object(
+        {
+            "rows": _list(_object({"at": _EPOCH, "seconds": {"type": "number"}, "classes": {"type": "object"}})),
+            "step_s": {"type": "number", "description": "longer than asked for, where that would be too many rows"},
+        }
+    ),
     "Pause": {
         "type": "object",
         "properties": {

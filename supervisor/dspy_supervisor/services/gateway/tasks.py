@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -9,15 +11,14 @@ from starlette.routing import BaseRoute, Route
 from ...producer import put_again
 from ...task import State
 from . import asking
-from .answers import json
+from .answers import by_method, json
 from .context import Context
-from .incoming import accept, strict
+from .incoming import LONGEST_TEXT, accept, strict
 from .problems import Problem
 from .story import story
-from .views import MOST_ROWS, described, listed
+from .views import MOST_ROWS, CursorUnknown, described, listed
 
 _STATES = tuple(str(state) for state in State)
-_LONGEST_KEY = 1024
 
 
 def routes(context: Context) -> list[BaseRoute]:
@@ -32,14 +33,17 @@ def routes(context: Context) -> list[BaseRoute]:
 
     async def list_tasks(request: Request) -> Response:
         state = asking.word(request, "state", _STATES)
-        page = await context.apart(
-            lambda **options: listed(access.now(), **options),
-            state=State(state) if state else None,
-            workload=asking.word(request, "class", asking.CLASSES),
-            words=asking.text(request, "q"),
-            limit=asking.whole(request, "limit", 100, 1, MOST_ROWS),
-            cursor=asking.text(request, "cursor") or None,
-        )
+        options: dict[str, Any] = {
+            "state": State(state) if state else None,
+            "workload": asking.word(request, "class", asking.CLASSES),
+            "words": asking.text(request, "q"),
+            "limit": asking.whole(request, "limit", 100, 1, MOST_ROWS),
+            "cursor": asking.text(request, "cursor") or None,
+        }
+        try:
+            page = await context.apart(lambda: listed(access.now(), **options))
+        except CursorUnknown as error:
+            raise Problem(404, str(error)) from None
         return json({"tasks": page.tasks, "next": page.next})
 
     async def show(request: Request) -> Response:
@@ -65,8 +69,7 @@ def routes(context: Context) -> list[BaseRoute]:
         return json({"id": task_id, "state": "pending"})
 
     return [
-        Route("/v1/tasks", submit, methods=["POST"]),
-        Route("/v1/tasks", list_tasks),
+        Route("/v1/tasks", by_method(GET=list_tasks, POST=submit), methods=["GET", "POST"]),
         Route("/v1/tasks/{task_id}", show),
         Route("/v1/tasks/{task_id}/story", tell),
         Route("/v1/tasks/{task_id}/explain", explain),
@@ -77,6 +80,6 @@ def routes(context: Context) -> list[BaseRoute]:
 
 def _key(request: Request) -> str | None:
     keys = request.headers.getlist("idempotency-key")
-    if len(keys) > 1 or (keys and not 0 < len(keys[0]) <= _LONGEST_KEY):
-        raise Problem(422, f"Idempotency-Key: expected one key of 1 to {_LONGEST_KEY} characters")
+    if len(keys) > 1 or (keys and not 0 < len(keys[0]) <= LONGEST_TEXT):
+        raise Problem(422, f"Idempotency-Key: expected one key of 1 to {LONGEST_TEXT} characters")
     return keys[0] if keys else None

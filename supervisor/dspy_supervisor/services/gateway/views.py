@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from ...errors import EnvelopeInvalid, TaskNotFound
+from ...errors import SupervisorError, TaskNotFound
 from ...jobbook import JobBook, is_carried
 from ...layout import Layout, list_folder
 from ...lookup import Content, Found, files, find_one, name_of, quarantined, read_found
@@ -46,6 +46,10 @@ _READS, _READING_S = 2000, 0.4  # what one page of a filtered list may cost
 _TIMES = ("submitted_at", "started_at", "completed_at", "duration_ms", "wait_ms")
 
 
+class CursorUnknown(SupervisorError):
+    """A cursor was not given out by a list."""
+
+
 class Listed(NamedTuple):
     """One page of a list."""
 
@@ -73,7 +77,7 @@ def listed(
     """Return a page of tasks, newest first: by the time of writing, by id where there are too many to ask for that.
 
     A page may hold fewer than ``limit`` where a filter fits few; ``next`` tells whether there is more to look at.
-    Raises EnvelopeInvalid for a cursor that is none.
+    Raises CursorUnknown for a cursor that is none.
     """
     after = _parse_cursor(cursor) if cursor else None
     seen = _ordered(layout, state, timed=None if after is None else after[0] > 0)
@@ -262,7 +266,7 @@ def _parse_cursor(cursor: str) -> tuple[int, str]:
             return int(at, 16), task_id
     except ValueError:
         pass
-    raise EnvelopeInvalid("cursor", f"{cursor[:80]!r} was not given out by a list")
+    raise CursorUnknown(f"no list gave out the cursor {cursor[:80]!r}")
 
 
 def _moment(epoch_s: float | None) -> str | None:
