@@ -35,7 +35,7 @@ MAX_DETAILS_BYTES = 64 * 1024  #: two tails of 4 KiB, escaped, and facts beside 
 LEFTOVER_TASKS_S = 1.0  #: how long asyncio tasks that a handler left behind may take to be cancelled
 
 #: A second attempt would end the same way.
-FINAL = frozenset({Cause.REFUSED, Cause.INVALID_RESULT, Cause.CANCELLED})
+FINAL = frozenset({Cause.REFUSED, Cause.INVALID_RESULT, Cause.CANCELLED, Cause.ENV_LOST})
 
 _PLAIN = frozenset({dict, list, str, int, float, bool, type(None), tuple})  # no coroutines, so no need to look
 _SCALARS = frozenset({str, int, bool, type(None)})

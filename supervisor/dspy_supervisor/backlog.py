@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
+
+from .lanes import Host, Lanes, Waiting
 
 
 class Entry(NamedTuple):
@@ -30,6 +33,7 @@ class Backlog:
         self._heap: list[Entry] = []
         self._files: set[str] = set()
         self._arrivals: list[tuple[float, str]] = []  # heap; entries of tasks that are gone are passed over
+        self.lanes = Lanes()  #: those of its tasks that have a key
 
     def __len__(self) -> int:
         return len(self._files)
@@ -60,11 +64,41 @@ class Backlog:
             heapq.heappop(arrivals)
         return arrivals[0][0] if arrivals else None
 
+    @property
+    def ready(self) -> int:
+        """Tasks that any worker may be handed, one after another: those without a key."""
+        return len(self._files) - self.lanes.waiting
+
+    @property
+    def next_turn(self) -> float:
+        """When the next of these is due among the tasks that have a key; infinity where there is none."""
+        while self._heap and self._heap[0].file not in self._files:
+            heapq.heappop(self._heap)
+        return self._heap[0].key if self._heap else math.inf
+
+    def add_keyed(self, file: str, arrived: float, priority: int, key: str, *, is_new: bool) -> bool:
+        """Take a task that has a key; ``is_new``: it was never tried. False where it is known already."""
+        if file in self._files:
+            return False
+        self._files.add(file)
+        heapq.heappush(self._arrivals, (arrived, file))
+        self.lanes.add(key, Waiting(is_new, arrived, file, arrived - priority * self._ageing_s))
+        return True
+
+    def take_keyed(self, source: Host | None, host: Host, now: float) -> str | None:
+        """Return the next task for a worker of those bound to ``source``, and forget it; None where there is none."""
+        file = self.lanes.take(source, host, now)
+        if file is not None:
+            self._files.discard(file)
+        return file
+
     def discard(self, file: str) -> bool:
         """Forget a task; False where it wasn't known."""
         if file not in self._files:
             return False
         self._files.discard(file)  # its entry is passed over when it comes up
+        if self.lanes.waiting:
+            self.lanes.discard(file)
         if len(self._heap) > 64 and len(self._heap) > 2 * len(self._files):
             self._heap = [entry for entry in self._heap if entry.file in self._files]
             heapq.heapify(self._heap)
@@ -80,15 +114,18 @@ class Backlog:
         return None
 
     def position(self, file: str) -> int:
-        """Return how many tasks come before this one."""
+        """Return how many tasks come before this one; for one with a key, of that key."""
+        if (lane := self.lanes.find(file)) is not None:
+            return lane.position(file)
         ahead = sorted(entry for entry in self._heap if entry.file in self._files)
         return next((index for index, entry in enumerate(ahead) if entry.file == file), len(ahead))
 
     def clear(self) -> None:
-        """Forget everything, for a scan that begins anew."""
+        """Forget everything that waits, for a scan that begins anew."""
         self._heap.clear()
         self._arrivals.clear()
         self._files.clear()
+        self.lanes.clear()
 
 
 class Shelf(Backlog):

@@ -1,6 +1,7 @@
 """What supervisor and worker say to each other, over a SOCK_SEQPACKET pair: one message a packet.
 
-To the worker: names of waiting tasks, separated by "/", which no name has; an empty name asks it to end. To the supervisor:
+To the worker: names of waiting tasks, separated by "/", which no name has; an empty name asks it to end; one with a "-" before
+a key, in hexadecimal, to give up what it keeps under that. To the supervisor:
 reports, packed one after another: kind (1 byte), run time (float64, seconds), length of the task's name and of the text
 (uint16 each), name, text.
 """
@@ -33,6 +34,8 @@ class Kind(IntEnum):
     QUARANTINED = 7  #: text: why
     TROUBLE = 8  #: an error of ours, the task is unharmed; text: which
     RETURNED = 9  #: it is back in pending/, the supervisor's to feed again, or not to where ``text`` says why
+    KEPT = 11  #: the worker keeps something between tasks; text: under which key
+    FREED = 12  #: it does no more; text: the key
     VOID = 10  #: others took this worker for dead, with all its claims: it ends; text: why
 
 
@@ -62,6 +65,19 @@ def unpack(packet: bytes) -> Iterator[Report]:
         text = packet[place : place + text_length].decode(errors="replace")
         place += text_length
         yield Report(Kind(kind), file, run_s, text)
+
+
+RELEASE = "-"  #: what an order to release begins with, as no name of a task does
+
+
+def release_order(key: str) -> str:
+    """Return the order to give up what is kept under a key."""
+    return RELEASE + key.encode(errors="surrogatepass").hex()
+
+
+def released_key(order: str) -> str:
+    """Return the key of an order to release."""
+    return bytes.fromhex(order.removeprefix(RELEASE)).decode(errors="surrogatepass")
 
 
 def pack_names(files: Sequence[str]) -> bytes:

@@ -1,8 +1,10 @@
-"""The two files that dashboards and scripts of the earlier system read. Both can be switched off.
+"""The files that dashboards, scripts and clients of the earlier system read. Each kind can be switched off.
 
 ``runner_metrics.json`` in the queue's folder: ``{"gpu", "cpu_short", "cpu_long", "processed", "ts"}``, integers: waiting and
 running tasks by class, tasks ended, epoch seconds. ``agent_action.jsonl`` beside the folder: a line for each task that ended,
-``{"topic": "agent.action", "ts": ..., "event": {"name": "env_task_done", "id": ...}}``.
+``{"topic": "agent.action", "ts": ..., "event": {"name": "env_task_done", "id": ...}}``. ``done/ENV_ID_ACTION_result.json``, and
+``done/EPISODE_ID_result.json`` for a whole episode, beside the record of an environment's task: its result, or ``{"success":
+false, "error": ...}``; who reads it removes it.
 """
 
 from __future__ import annotations
@@ -11,11 +13,16 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import orjson
+from dspy_fastpath.claim import write_new
+from dspy_fastpath.ids import uuid7
 
-from .layout import Layout, replace_json
+from .environments import is_result, result_file
+from .layout import Layout, read_json, replace_json
 from .log import log
+from .lookup import read_record
 from .task import TaskName
 
 _PERIOD_S = 1.0
@@ -24,25 +31,30 @@ _PERIOD_S = 1.0
 class CompatFiles:
     """Writes them for one queue."""
 
-    def __init__(self, layout: Layout, *, metrics: bool, actions: bool) -> None:
+    def __init__(self, layout: Layout, *, metrics: bool, actions: bool, results: bool = False) -> None:
         self._layout = layout
-        self.choose(metrics=metrics, actions=actions)
+        self.choose(metrics=metrics, actions=actions, results=results)
         self._processed = 0
         self.published = 0  #: lines of the action log
         self._shown: dict[str, int] = {}
         self._shown_at = float("-inf")  # monotonic seconds
         self._log: int | None = None
 
-    def choose(self, *, metrics: bool, actions: bool) -> None:
+    def choose(self, *, metrics: bool, actions: bool, results: bool = False) -> None:
         """Write these from now on."""
-        self._metrics, self._actions = metrics, actions
+        self._metrics, self._actions, self._results = metrics, actions, results
 
     def ended(self, file: str) -> None:
         """Say that a task ended, well or not."""
         self._processed += 1
+        name = TaskName.parse(file)
+        if self._results and name is not None:
+            try:
+                self._write_result(name.id)
+            except OSError as error:
+                log.warning("result_file_missing", task=name.id, error=str(error))
         if not self._actions:
             return
-        name = TaskName.parse(file)
         event = {"name": "env_task_done", "id": name.id if name else file}
         line = orjson.dumps({"topic": "agent.action", "ts": int(time.time()), "event": event}) + b"\n"
         try:
@@ -55,6 +67,25 @@ class CompatFiles:
         except OSError as error:
             log.warning("action_log_off", error=str(error))
             self._actions = False
+
+    def _write_result(self, task_id: str) -> None:
+        """Write the result of an environment's task where an older client looks for it."""
+        record: dict[str, Any] = read_record(self._layout, task_id) or {}
+        payload = record.get("payload")
+        file = result_file(payload) if isinstance(payload, dict) else None
+        if file is None:
+            return
+        found, done = record.get("runner_result"), self._layout.done
+        if record.get("status") != "done" or not isinstance(found, dict):
+            error = record.get("error") or {}
+            facts = {key: payload[key] for key in ("env_id", "action", "episode_id") if key in payload}
+            found = {"success": False, "error": error.get("message", ""), "cause": error.get("cause"), **facts}
+        if (there := read_json(done, file, 1 << 30)) is not None and not is_result(file, there):
+            log.warning("result_file_missing", task=task_id, error=f"{file} is the record of a task")
+            return
+        temporary = f".{uuid7()}.tmp"
+        write_new(self._layout.results, temporary.encode(), orjson.dumps(found), False)
+        os.rename(temporary, file, src_dir_fd=self._layout.results, dst_dir_fd=done)
 
     def show(self, depths: Mapping[str, int]) -> None:
         """Write the metrics, where they changed, at most once a second."""

@@ -27,7 +27,7 @@ from .task import MAX_ATTEMPTS_RANGE, MAX_TIMEOUT_S, WorkloadClass
 
 CLASSES = tuple(str(name) for name in WorkloadClass)
 
-BUILT_IN = ("echo", "call", "command", "dspy", "embed")  #: the handlers that have a short name
+BUILT_IN = ("echo", "call", "command", "dspy", "embed", "environment")  #: the handlers that have a short name
 HANDLER = rf"{'|'.join(BUILT_IN)}|[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"  #: what a handler's name looks like
 _YEAR = 366 * 86400.0
 _TIB = 1 << 40
@@ -40,7 +40,7 @@ class ClassConfig:
     name: str
     handler: str | None = setting(
         text(HANDLER, "module:function, or the name of a built-in handler"),
-        "what runs a task of this class that names no kind: module:function, or echo, call, command, dspy, embed",
+        "what runs a task of this class that names no kind: module:function, or echo, call, command, dspy, embed, environment",
         None,
         flag="--handler",
         live=True,  # only workers load it, and a reload replaces them

@@ -17,6 +17,7 @@ from typing import Any
 
 from .config_class import CLASS_SETTINGS, CLASSES, HANDLER, ClassConfig, class_defaults
 from .config_embed import EmbedSettings
+from .config_env import EnvironmentSettings
 from .config_gpu import GpuSettings
 from .config_http import HttpSettings
 from .config_llm import LlmSettings
@@ -51,7 +52,7 @@ def _default_classes() -> Mapping[str, ClassConfig]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(GpuSettings, SlurmSettings, HttpSettings, EmbedSettings, LlmSettings, OtelSettings):
+class Config(GpuSettings, SlurmSettings, HttpSettings, EmbedSettings, LlmSettings, OtelSettings, EnvironmentSettings):
     """All settings of one supervisor or client, checked; paths are absolute. Only the two folders have no default."""
 
     mode: str = setting(

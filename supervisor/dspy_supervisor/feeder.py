@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from .backlog import Backlog, Shares
 from .carrier import Carrier
@@ -12,6 +13,15 @@ from .pool_worker import Worker
 from .reactor import Reactor
 
 _TICK_S = 0.25  # what runs is looked at so often, for as long as anything runs
+
+
+class _Bound(NamedTuple):
+    """Where the key of the next task is bound; to None: nowhere yet."""
+
+    to: Worker | None
+
+
+_Offer = tuple[Worker, int, _Bound | None]  # a worker, names it may get, and for tasks with keys, which
 
 
 class Feeder:
@@ -63,14 +73,14 @@ class Feeder:
         # Without a common limit no class takes anything from another.
         for name, backlog in self._backlogs.items():
             pool = self._pools[name]
-            while backlog and (offer := pool.hungry(len(backlog))):
+            while backlog and (offer := self._offer(pool, backlog)):
                 self._feed(pool, backlog, *offer)
 
     def _hand_over(self) -> None:
         """Give the services that carry tasks elsewhere what they have room for."""
         for name, carrier in self._carriers.items():
             backlog = self._backlogs[name]
-            while backlog and (room := carrier.room):
+            while backlog.ready and (room := carrier.room):
                 files: list[str] = []
                 while len(files) < room and (file := backlog.pop()) is not None:
                     files.append(file)
@@ -83,20 +93,37 @@ class Feeder:
         while self.inflight < self.total_limit:
             offers = {}
             for name, backlog in self._backlogs.items():
-                if backlog and (offer := self._pools[name].hungry(len(backlog))):
+                if backlog and (offer := self._offer(self._pools[name], backlog)):
                     offers[name] = offer
             chosen = self._shares.next(offers)
             if chosen is None:
                 return
             self._feed(self._pools[chosen], self._backlogs[chosen], *offers[chosen])
 
-    def _feed(self, pool: Pool, backlog: Backlog, worker: Worker, room: int) -> None:
+    @staticmethod
+    def _offer(pool: Pool, backlog: Backlog) -> _Offer | None:
+        """Return which worker of a class to feed next, and with what."""
+        if backlog.lanes and (found := pool.host(backlog.next_turn)):
+            worker, source, room = found
+            return worker, room, _Bound(source)
+        if (ready := backlog.ready) and (hungry := pool.hungry(ready)):
+            return *hungry, None
+        return None
+
+    def _feed(self, pool: Pool, backlog: Backlog, worker: Worker, room: int, bound: _Bound | None) -> None:
         files: list[str] = []
-        while len(files) < room and (file := backlog.pop()) is not None:
-            files.append(file)
+        if bound is not None:
+            source, now = bound.to, time.monotonic()
+            while len(files) < room and (file := backlog.take_keyed(source, worker, now)) is not None:
+                files.append(file)
+                source = worker
+        else:
+            while len(files) < room and (file := backlog.pop()) is not None:
+                files.append(file)
         if not pool.feed(worker, files):
             worker.ending = True  # it is dead, and its end is about to be noticed
             for file in files:
+                backlog.lanes.ended(file, time.monotonic(), returns=True)
                 self._see(file)
         else:
             self._begin_ticking()

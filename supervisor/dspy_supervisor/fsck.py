@@ -21,6 +21,8 @@ from dspy_fastpath.ids import uuid7
 
 from .config import Config
 from .control_client import find_by_queue
+from .environments import FOLDER as ENVIRONMENTS
+from .environments import Marks, file_of, is_result
 from .errors import AlreadyRunning, NotRunning, QueueMissing
 from .jobbook import JobBook
 from .layout import FOLDERS, IDENTITY, PAUSED, Layout, list_folder, read_json, walk_folder
@@ -77,6 +79,7 @@ def examine(config: Config, *, repair: bool = False) -> Iterator[Problem]:
         yield from _second_names(queue, repair)
         yield from _strangers(queue, config, repair)
         yield from _submissions(layout)
+        yield from _marks(layout, repair)
         yield from _left_over(layout, repair)
         if repair and (removed := clear_old(layout)):
             yield Problem(
@@ -184,6 +187,8 @@ def _why_no_record(folder: int, file: str, state: State) -> str:
     if got is None:
         return ""
     record = orjson.loads(got.data)
+    if state is State.DONE and is_result(file, record):
+        return ""  # beside a record, for a client of the earlier RL runner
     if f"{record.get('task_id')}.json" != file:
         return f"it is no record of this task: its task_id is {record.get('task_id')!r}"
     if record.get("status") != state:
@@ -283,6 +288,24 @@ def _submissions(layout: Layout) -> Iterator[Problem]:
             message = "its intent can't be read, so nobody knows whose jobs these are; their tasks are submitted anew"
             remedy = f"remove the folder when 'squeue --name={name}' shows nothing"
             yield Problem(f"slurm/{name}", message, remedy)
+
+
+def _marks(layout: Layout, repair: bool) -> Iterator[Problem]:
+    """Yield what environments/ says of losses that were told already, and what is none of ours there."""
+    marks = Marks(layout)
+    known = {file_of(mark.task_class, mark.key): mark for mark in marks.all()}
+    for file in sorted(marks.files()):
+        mark = known.get(file)
+        if mark is not None and not marks.is_over(mark):
+            continue
+        if repair:
+            marks.remove_file(file)
+        message = (
+            f"the loss of what was kept under {mark.key!r} was told"
+            if mark
+            else "it does not say what is kept, or where"
+        )
+        yield Problem(f"{ENVIRONMENTS}/{ascii(file)[1:-1]}", message, "fsck --repair removes it", repair)
 
 
 def _left_over(layout: Layout, repair: bool) -> Iterator[Problem]:

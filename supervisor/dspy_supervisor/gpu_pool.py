@@ -54,7 +54,7 @@ class GpuPool(Pool):
     """The workers of class gpu, each with its own devices."""
 
     def __init__(self, owner: Owner, klass: int, settings: ClassConfig, backlog: Shelf) -> None:
-        super().__init__(owner, klass, settings)
+        super().__init__(owner, klass, settings, backlog.lanes)
         self._backlog = backlog
         backlog.greet = self._know_nothing
         self.fleet = Fleet(owner.page, gpu_environment(), owner.config.gpu_memory_limit, time.monotonic())
@@ -77,6 +77,11 @@ class GpuPool(Pool):
         return self._owner.config.enable_gpu
 
     @property
+    def has_keys(self) -> bool:
+        """Not where a task gets devices: which those are decides about its worker."""
+        return not self.uses_gpus
+
+    @property
     def obstacle(self) -> str:
         """Why no task can have a GPU, until something outside changes."""
         return self.fleet.obstacle if self.uses_gpus else ""
@@ -89,7 +94,8 @@ class GpuPool(Pool):
 
     def facts(self) -> dict[str, Any]:
         """Return how each GPU is used, and what tasks were seen to need."""
-        return {"gpus": self.fleet.facts(), "gpu_memory_learned": self.learned.facts()} if self.uses_gpus else {}
+        own = {"gpus": self.fleet.facts(), "gpu_memory_learned": self.learned.facts()} if self.uses_gpus else {}
+        return super().facts() | own
 
     def hungry(self, backlog: int) -> tuple[Worker, int] | None:
         """Choose the task that is fed next and return the worker for it, or None where none can start now."""

@@ -7,6 +7,7 @@ backlogs are full. Order matters: the watch is set before the scan begins, so no
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import math
@@ -15,11 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from dspy_fastpath.counters import Counter, Global, Page
 from dspy_fastpath.inotify import Watcher
 
 from .backlog import Backlog
+from .environments import key_of
 from .layout import FOLDERS, Layout, list_folder
 from .log import log
 from .record import Claim
@@ -33,6 +36,21 @@ _MAX_SUSPECTS = 10_000
 _MAX_ROUTES = 1000
 _MAX_COUNTED = 10_000
 _IGNORED = (".tmp", ".lock")
+
+
+class Keys(NamedTuple):
+    """Where the keys of a class's tasks are, and whether they count at all."""
+
+    by_env_id: bool  #: whether a task's payload names its environment, where its envelope has no affinity
+    elsewhere: Callable[[str], str]  #: why a key's tasks are another supervisor's, or ""
+
+
+class _Route(NamedTuple):
+    """What becomes of the tasks of one kind and class."""
+
+    klass: str
+    reason: str  # why they can't run here, or ""
+    keys: Keys | None  # None: their affinity says nothing here
 
 
 @dataclass(slots=True)
@@ -52,6 +70,7 @@ class _Pass:
     unseen: set[str]  # known before it began, not met yet
     seen: int = 0
     skipped: bool = False  # some were left out, since their class had no room
+    counts: bool = True  # whether it tells of all that waited when it began: no event was lost meanwhile
     cost_s: float = 0.0
 
 
@@ -63,6 +82,7 @@ class Intake:
     page: Page
     backlogs: Mapping[str, Backlog]
     why_held: Callable[[Claim], str]  #: why a task can't run here, or ""
+    keys_of: Callable[[Claim], Keys | None]  #: how tasks like this one are bound to workers; None: not at all
     offer: Callable[[str, str], bool]  #: hands a task of a class to an idle worker, where there is one
     fed: Set[str]  #: names that workers were handed
     has_idle: Callable[[], bool]  #: whether a class that could run knows of no task
@@ -72,9 +92,11 @@ class Intake:
     trouble: str = ""  #: why tasks can't be read
     blind: bool = False  #: no events come
     waiting: int = 0  #: tasks in pending/ at the end of the last whole pass
-    _routes: dict[tuple[str | None, str | None], tuple[str, str]] = field(default_factory=dict)
     _counted: set[str] = field(default_factory=set)  # tasks that were counted as they arrived; some are gone
     _most_counted: int = _MAX_COUNTED
+    elsewhere: dict[str, str] = field(default_factory=dict)  #: file to why its key is another's, until a sweep
+    whole: bool = False  #: whether all that waits was read since the watch was set, or events were lost
+    _routes: dict[tuple[str | None, str | None], _Route] = field(default_factory=dict)
     _delayed: set[str] = field(default_factory=set)
     _due: list[tuple[float, str]] = field(default_factory=list)  # heap: monotonic seconds, file
     _suspects: dict[str, _Suspect] = field(default_factory=dict)
@@ -105,10 +127,12 @@ class Intake:
             if not self.blind:
                 log.warning("no_events", error=str(error), next="looking at the folder at short intervals instead")
             self.blind = True
+            self._read_anew()
             return None
         finally:
             self.rescan()
         self._watcher, self.blind = watcher, False
+        self._read_anew()
         return watcher.fileno()
 
     def unwatch(self) -> None:
@@ -129,6 +153,8 @@ class Intake:
         if self._watcher is None:
             return
         events, lost, overflowed = self._watcher.take()
+        if overflowed:
+            self._read_anew()
         for watch, raw, _mask in events:
             name = os.fsdecode(raw)
             if watch == self._pending_watch:
@@ -214,6 +240,23 @@ class Intake:
             log.error("cannot_read", task=file, error=str(error), next="trying again at the next sweep")
         self.trouble = f"{file} can't be read: {error}"
 
+    def _read_anew(self) -> None:
+        """Hand out nothing that has a key until all that waits was read: an earlier task of the key may be among it."""
+        self.whole = False
+        if self._pass is not None:
+            self._pass.counts = False
+        for backlog in self.backlogs.values():
+            backlog.lanes.complete = False
+
+    def trust_lanes(self) -> None:
+        """Let keys wait no more for tasks that were to come back and are nowhere: somebody took them away."""
+        lanes = [backlog.lanes for backlog in self.backlogs.values() if backlog.lanes.awaits]
+        if lanes:
+            names = [parsed[1] for parsed in map(parse_delayed, self._delayed) if parsed]
+            ids = {name.id for name in names} | {file.removesuffix(".json").partition("~")[0] for file in self.held}
+            for one in lanes:
+                one.trust(ids, time.monotonic())
+
     def postpone(self) -> None:
         """Look no further until the next sweep: the folder can't be read now."""
         self._end_pass()
@@ -281,14 +324,18 @@ class Intake:
             self._count(file, task)
             self.queue.delay(file, not_before)  # and the event of that brings it here again
             return True
-        klass, reason = self._route(task)
+        klass, reason, keys = self._route(task)
         if reason:
             self.hold(file, klass, reason)
             if file in self.held:
                 self._count(file, task)
             return True
         backlog = self.backlogs[klass]
-        if len(backlog) >= HIGH_WATER and task.fields.priority <= 0:
+        if keys is not None and (key := key_of(task, by_env_id=keys.by_env_id)) is not None:
+            self._count(file, task)
+            self._admit_keyed(file, task, backlog, key, keys)
+            return True
+        if backlog.ready >= HIGH_WATER and task.fields.priority <= 0:
             self._rescan = True
             return False
         self._count(file, task)
@@ -310,21 +357,33 @@ class Intake:
         self._counted.add(file)
         self.page.add(self.page.classes.index(task.workload), Counter.SUBMITTED)
 
-    def _route(self, task: Claim) -> tuple[str, str]:
-        """Return the class of a task and why it can't run here; decided once for all tasks of its kind and class."""
+    def _admit_keyed(self, file: str, task: Claim, backlog: Backlog, key: str, keys: Keys) -> None:
+        """Take a task that has a key, however many there are: without all of them the first of a key isn't known."""
+        if not backlog.lanes.knows(key) and (why := keys.elsewhere(key)):
+            if len(self.elsewhere) < HIGH_WATER:
+                self.elsewhere[file] = why
+            return
+        arrived = min(task.submitted_at, time.time())
+        backlog.add_keyed(file, arrived, task.fields.priority, key, is_new=not task.name.attempt)
+        backlog.lanes.complete = self.whole
+
+    def _route(self, task: Claim) -> _Route:
+        """Return what becomes of a task; decided once for all tasks of its kind and class."""
         key = (task.fields.kind, task.fields.task_class)
         route = self._routes.get(key)
         if route is None:
             if len(self._routes) >= _MAX_ROUTES:  # both are text from outside
                 self._routes.clear()
-            route = self._routes[key] = (task.workload.value, self.why_held(task))
+            route = self._routes[key] = _Route(task.workload.value, self.why_held(task), self.keys_of(task))
         return route
 
     def _is_full(self) -> bool:
         """Whether enough is known for now: reading on would mostly be reading for nothing."""
         if time.monotonic() >= self._whole_at and self.has_idle():
             return False  # tasks of a class that has nothing to do may lie behind those of a class that is full
-        sizes = [len(backlog) for backlog in self.backlogs.values()]
+        if not self.whole and any(backlog.lanes.waiting for backlog in self.backlogs.values()):
+            return False  # nothing of a key is handed out before all of it is known
+        sizes = [backlog.ready for backlog in self.backlogs.values()]
         return max(sizes) >= HIGH_WATER or (self._pass is not None and self._pass.skipped and max(sizes) > _LOW_WATER)
 
     def _begin_pass(self) -> None:
@@ -332,7 +391,10 @@ class Intake:
         self.page.add_global(Global.SWEEPS)
         delayed = list_folder(self.queue.layout.delayed)
         self._delayed.intersection_update(delayed)
+        self.elsewhere.clear()
         for file in delayed:
+            if not self.whole and file not in self._delayed:
+                self._expect(file)
             self._see_delayed(file)
         # A descriptor of its own: a listing's place is shared by all copies of a description, also in workers.
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.queue.layout.pending)
@@ -347,6 +409,22 @@ class Intake:
         self.waiting = walk.seen
         self._whole_at = time.monotonic() + max(_WHOLE_S, 20 * walk.cost_s)
         self._end_pass()
+        if walk.counts and not self.whole:
+            self.whole = True
+            for backlog in self.backlogs.values():
+                backlog.lanes.complete = True
+
+    def _expect(self, delayed: str) -> None:
+        """Let the key of a task wait for it that was tried before this supervisor started, and is to be tried again."""
+        parsed = parse_delayed(delayed)
+        if parsed is None or not parsed[1].attempt:
+            return
+        with contextlib.suppress(Unusable, OSError):
+            task = self.queue.read_delayed(delayed)
+            if task is not None:
+                klass, _, keys = self._route(task)
+                if keys is not None and (key := key_of(task, by_env_id=keys.by_env_id)) is not None:
+                    self.backlogs[klass].lanes.expect(key, task.name.id, time.monotonic())
 
     def _end_pass(self) -> None:
         if self._pass is not None:

@@ -30,11 +30,12 @@ from .config import Config, Loaded, journal_stream, notify_environment
 from .control import Control
 from .crew import Crew
 from .dispatch import Dispatch
+from .environments import Marks
 from .errors import ServiceUnavailable
 from .feeder import Feeder
 from .gpu_pool import GpuPool
 from .guard import Guard
-from .intake import Intake
+from .intake import Intake, Keys
 from .layout import Layout
 from .log import configure, log
 from .nodes import Observer, Presence
@@ -92,7 +93,9 @@ class Supervisor:
             name: gpus if name == WorkloadClass.GPU else Backlog(config.ageing_s) for name in config.classes
         }
         self.pools = {
-            name: GpuPool(self, index, settings, gpus) if name == WorkloadClass.GPU else Pool(self, index, settings)
+            name: GpuPool(self, index, settings, gpus)
+            if name == WorkloadClass.GPU
+            else Pool(self, index, settings, self.backlogs[name].lanes)
             for index, (name, settings) in enumerate(config.classes.items())
         }
         self.gpus = next(pool for pool in self.pools.values() if isinstance(pool, GpuPool))
@@ -111,6 +114,7 @@ class Supervisor:
             self.page,
             self.backlogs,
             self.why_held,
+            self.keys_of,
             self.feeder.offer,
             self.fed,
             self.has_idle,
@@ -281,6 +285,21 @@ class Supervisor:
         if not self.pools[settings.name].limit:
             return f"class {settings.name} has no workers here: start with --workers {settings.name}=1"
         return self.pools[settings.name].obstacle
+
+    def keys_of(self, task: Claim) -> Keys | None:
+        """Return how tasks of this kind and class are bound to workers by their keys, or None where they are not."""
+        kind, settings = task.fields.kind, self.config.classes[task.workload.value]
+        if ((carrier := self.carriers.get(settings.name)) and carrier.is_on) or not self.pools[settings.name].has_keys:
+            return None
+        handler = settings.handler if kind is None else self.config.kind_handlers.get(kind, kind)
+        return Keys(handler == "environment", partial(self._elsewhere, settings.name))
+
+    def _elsewhere(self, klass: str, key: str) -> str:
+        """Return why a key's tasks are another supervisor's: what is kept under it is kept there."""
+        mark = Marks(self.layout).read(klass, key)
+        if mark is None or mark.node not in self.alive:
+            return ""
+        return f"what is kept under its key {key!r} is with worker {mark.owner} of another supervisor"
 
     def hold(self, pool: Pool, file: str, why: str) -> None:
         """Set a waiting task aside, with its reason, until something changes."""
@@ -494,7 +513,10 @@ class Supervisor:
             carrier.window = 0 if self.config.slurm_pilots_max else self.config.slurm_max_jobs
 
     def _new_compat(self) -> CompatFiles:
-        return CompatFiles(self.layout, metrics=self.config.compat_files, actions=self.config.action_log)
+        config = self.config
+        return CompatFiles(
+            self.layout, metrics=config.compat_files, actions=config.action_log, results=config.env_result_files
+        )
 
     def _new_observer(self) -> Observer:
         config = self.config

@@ -58,7 +58,11 @@ class Orders:
             pool.mend()
         supervisor.configure_feeder()
         budget.configure(supervisor.page, supervisor.config.llm_budgets)
-        supervisor.compat.choose(metrics=loaded.config.compat_files, actions=loaded.config.action_log)
+        supervisor.compat.choose(
+            metrics=loaded.config.compat_files,
+            actions=loaded.config.action_log,
+            results=loaded.config.env_result_files,
+        )
         supervisor.intake.partial_grace_s = loaded.config.partial_grace_s
         supervisor.intake.reconsider()
         log.info("reloaded", applied=list(live), needs_restart=list(restart))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dspy_fastpath.envelope import Fields
 
     from .config import Config
+    from .kept import Kept
     from .link import Link
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
@@ -53,6 +54,7 @@ class Task:
     home: str | Path  #: path of `folder`, which is made a Path when it is asked for
     deadline: float | None  #: time.monotonic() at which the attempt is ended from outside
     trace: Callable[[], str] | None = None  #: names the span of this attempt, where attempts are traced
+    worker: Kept | None = None  #: what the worker keeps between tasks; None where it can't keep anything
     _payload: Any = field(default=_UNREAD, init=False, repr=False, compare=False)
 
     @property
@@ -74,6 +76,37 @@ class Task:
     def folder(self) -> Path:
         """Where output of this task may be kept; `output_folder` makes it."""
         return Path(self.home)  # a Path costs 5 us to make, and most tasks have no output
+
+    def kept(self, key: str | None = None) -> Any:
+        """Return what an earlier task of this key kept here, or None; the key is the envelope's affinity.
+
+        Raises HandlerFailure with the cause ``env_lost`` where that was lost with its worker: once, and never to the task
+        that had made it. TaskRefused where the task has no key.
+        """
+        return self._keeper.get(self._key(key), self.id)
+
+    def keep(self, thing: Any, close: Callable[[], object] | None = None, key: str | None = None) -> None:
+        """Keep a thing in this worker for the next tasks of this key, which all come here, one after another.
+
+        ``close`` is called when it is released, replaced, or unused for ``env_idle_s``, and where the worker ends in order.
+        """
+        self._keeper.keep(self._key(key), thing, close, self.id)
+
+    def release(self, key: str | None = None) -> bool:
+        """Give up what is kept under this key; False where there is nothing."""
+        return self._keeper.release(self._key(key))
+
+    @property
+    def _keeper(self) -> Kept:
+        if self.worker is None:
+            raise TaskRefused("nothing can be kept here between tasks: it runs in a process of its own")
+        return self.worker
+
+    def _key(self, key: str | None) -> str:
+        key = self.fields.affinity if key is None else key
+        if not key:
+            raise TaskRefused("it has no key: put one into the envelope's affinity")
+        return key
 
     def output_folder(self) -> Path:
         """Return the folder for files of this task, which is there now.

@@ -23,8 +23,21 @@ from .birth import fork
 from .bounds import Running, Watch, resident_bytes
 from .breaker import Breaker
 from .cgroup import Cgroups
-from .channel import LONG_S, MAX_NAMES, MAX_PACKET, SHORT_S, Kind, Report, pack_names, unpack
+from .channel import (
+    LONG_S,
+    MAX_NAMES,
+    MAX_PACKET,
+    RELEASE,
+    SHORT_S,
+    Kind,
+    Report,
+    pack_names,
+    release_order,
+    unpack,
+)
 from .config import ClassConfig, Config
+from .hosts import Hosts
+from .lanes import Lanes
 from .log import log
 from .nodes import Presence
 from .pool_worker import Death, Doom, Worker, explain, oom_kills
@@ -82,8 +95,9 @@ class Owner(Protocol):
 class Pool:
     """The workers of one class."""
 
-    def __init__(self, owner: Owner, klass: int, settings: ClassConfig) -> None:
+    def __init__(self, owner: Owner, klass: int, settings: ClassConfig, lanes: Lanes | None = None) -> None:
         self._owner = owner
+        self.hosts = Hosts(Lanes() if lanes is None else lanes)
         self.klass, self.settings = klass, settings
         self.workers: list[Worker] = []
         self.size = settings.most  #: processes to have; the limit, which may be lower, holds by not feeding
@@ -132,6 +146,17 @@ class Pool:
             return low, prefetch - len(low.fed)
         return None
 
+    def host(self, other_turn: float) -> tuple[Worker, Worker | None, int] | None:
+        """Return the worker to feed tasks of keys to, the one the first of them is bound to, and how many it may get.
+
+        ``other_turn``: when the next task without a key is due. None where none can be fed, or that comes first.
+        """
+        if self.paused or self.trouble or self.failed or self._draining or self.inflight >= self.limit:
+            return None
+        found = self.hosts.next(self.workers, self.mean_run_s, other_turn)
+        room = 1 if self.mean_run_s >= SHORT_S else min(MAX_NAMES, int(SHORT_S / max(self.mean_run_s, 5e-5)))
+        return None if found is None else (*found, room)
+
     def offer(self, file: str) -> bool:
         """Hand one name to an idle worker; False where there is none, or the limit is reached."""
         if self.paused or self.trouble or self.failed or self._draining:
@@ -160,7 +185,9 @@ class Pool:
             slot = self._owner.page.slot(worker.slot)
             if slot.start_ns and now - slot.start_ns / 1e9 > LONG_S:
                 in_hand = slot.name.decode()
-                names = [file for file in worker.fed if file != in_hand]
+                # Those with a key wait for this very worker, which gives them back by itself.
+                find = self.hosts.lanes.find
+                names = [f for f in worker.fed if f != in_hand and find(f) is None and not f.startswith(RELEASE)]
                 for file in names:
                     del worker.fed[file]
                 self._owner.fed.difference_update(names)
@@ -180,6 +207,11 @@ class Pool:
         return True
 
     @property
+    def has_keys(self) -> bool:
+        """Whether tasks with a key stay with the worker that had the one before."""
+        return True
+
+    @property
     def obstacle(self) -> str:
         """Why no task of this class can run here, until something outside changes."""
         return ""
@@ -190,7 +222,7 @@ class Pool:
 
     def facts(self) -> dict[str, Any]:
         """Return what `status` shows beside what all pools have."""
-        return {}
+        return self.hosts.facts(self.workers)
 
     # -- the number of workers -------------------------------------------------------------------------------------------
 
@@ -207,7 +239,9 @@ class Pool:
                 self._let_go(worker)
         self.renew = False
         staying = [worker for worker in staying if not worker.ending]
-        for worker in sorted(staying, key=lambda worker: bool(worker.fed))[: max(0, len(staying) - wanted)]:
+        for worker in sorted(staying, key=lambda w: (bool(self.hosts.lanes.kept(w)), bool(w.fed)))[
+            : max(0, len(staying) - wanted)
+        ]:
             self._let_go(worker)
             staying.remove(worker)
         if now < self._spawn_at:
@@ -320,9 +354,18 @@ class Pool:
         elif report.kind is Kind.VOID:
             log.warning("claims_void", worker=worker.pid, klass=self.name, reason=report.text)
             worker.ending = True
+        elif report.kind is Kind.KEPT:
+            self.hosts.lanes.keep(report.text, worker)
+        elif report.kind is Kind.FREED:
+            self.hosts.lanes.free(report.text, worker)
+            worker.fed.pop(release_order(report.text), None)
+            if not worker.fed and worker.ending:
+                self._let_go(worker)
         else:
             if worker.fed.pop(report.file, None) is not None:
                 self._owner.fed.discard(report.file)
+            if self.hosts.lanes.find(report.file) is not None:
+                self._ended_keyed(report)
             if (counter := _COUNTERS.get(report.kind)) is not None:
                 self._owner.page.add(self.klass, counter)
                 if report.kind is Kind.FAILED:
@@ -333,6 +376,14 @@ class Pool:
             self._owner.reported(self, report)
             if not worker.fed and (worker.ending or self._is_worn(worker, time.monotonic())):
                 self._let_go(worker)
+
+    def _ended_keyed(self, report: Report) -> None:
+        """Let the next of a key come, unless the one that was handed out comes back."""
+        aside = report.kind is Kind.RETURNED and bool(report.text)
+        returns = report.kind in (Kind.RETRIED, Kind.TROUBLE) or aside
+        self.hosts.lanes.ended(report.file, time.monotonic(), returns=returns)
+        if report.kind in (Kind.GONE, Kind.TROUBLE):
+            self._owner.see(report.file)  # it may wait again: then it comes before the others
 
     def _exited(self, worker: Worker) -> None:
         """Reap a worker, whatever ended it, and let the supervisor settle what it had in hand."""
@@ -349,6 +400,7 @@ class Pool:
             worker.group.close(keep_children=worker.settings.keep_children)
         self.workers.remove(worker)
         owner.fed.difference_update(worker.fed)
+        death.lost = self.hosts.lanes.lose(worker)
         death.start_ns = owner.page.slot(worker.slot).start_ns
         owner.free_slot(worker.slot)
         owner.page.add(self.klass, Counter.RESTARTS, int(not death.wanted))
@@ -408,8 +460,11 @@ class Pool:
 
     def _let_go(self, worker: Worker) -> None:
         """Tell a worker to end as soon as it has nothing in hand."""
+        kept = self.hosts.leave(worker)
+        if kept and not worker.ending and not self._draining:
+            log.info("worker_stays", worker=worker.pid, klass=self.name, environments=kept, until="they are closed")
         worker.ending = True
-        if not worker.fed:
+        if not worker.fed and (not kept or self._draining):
             with contextlib.suppress(OSError):
                 worker.channel.send(pack_names(()))
 

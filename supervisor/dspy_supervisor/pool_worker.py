@@ -25,6 +25,7 @@ class Death:
     file: str = ""  #: the task it was ended for; another that it had in hand by then is not to blame
     stacks: str = ""
     start_ns: int = 0  #: monotonic, of the task in hand; 0: none had begun
+    lost: list[str] = field(default_factory=list)  #: keys it kept something under
 
 
 class Doom(NamedTuple):

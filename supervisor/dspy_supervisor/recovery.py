@@ -6,7 +6,8 @@
   pending). A claim whose very content has a record goes too; one with other content comes back to be refused by name.
 - The claims of dead nodes are taken: back to pending/, the attempt charged, the crash count unchanged, since the death of a
   supervisor is not the task's fault. A task that was given out too often ends in failed/.
-- Temporary files and records that nobody vouches for go after a day and more, by the age of a file just written there.
+- Temporary files, records that nobody vouches for and losses of environments that nobody asks about go after a day and more, by
+  the age of a file just written there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dspy_fastpath.claim import Refused, read, write_new
 from dspy_fastpath.envelope import EnvelopeError, scan
 from dspy_fastpath.ids import uuid7
 
+from .environments import Marks
 from .jobbook import is_carried
 from .layout import Layout, list_folder, walk_folder
 from .lookup import files, find, name_of
@@ -135,12 +137,17 @@ def clear_old(layout: Layout) -> int:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(name, dir_fd=folder)
             removed += 1
+    marks = Marks(layout)
+    for name in marks.old(clock_of, ORPHAN_AGE_S):
+        marks.remove_file(name)
+        removed += 1
     return removed
 
 
 def count_old(layout: Layout) -> int:
     """Return how much `clear_old` would remove, by this host's clock, since looking writes nothing."""
-    return sum(1 for _ in _old(layout, lambda _: time.time()))
+    lost = Marks(layout).old(lambda _: time.time(), ORPHAN_AGE_S)
+    return len(lost) + sum(1 for _ in _old(layout, lambda _: time.time()))
 
 
 def _old(layout: Layout, clock: Callable[[int], float]) -> Iterator[tuple[int, str]]:

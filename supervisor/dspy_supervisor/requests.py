@@ -11,13 +11,16 @@ from dspy_fastpath.counters import Counter, Gauge, Global
 
 from .errors import ConfigError, SupervisorError, TaskNotFound
 from .jobbook import JobBook, is_carried
+from .lanes import CLOSING
 from .lookup import find_one, quarantined, read_record
 from .nodes import node_of
+from .pool_worker import Worker
 from .settle import count_end
 from .task import Cause, State, TaskName, WorkloadClass
 from .taskqueue import parse_delayed, past_causes
 
 if TYPE_CHECKING:
+    from .backlog import Backlog
     from .carrier import Carrier
     from .loop import Supervisor
     from .pool import Pool
@@ -90,7 +93,11 @@ def explain(supervisor: Supervisor, task_id: str) -> str:
         return f"it waits, because {held[1]}"
     if intake.is_suspect(found.file):
         return "its file is not valid yet; it goes to quarantine/ if that does not change"
+    if why := intake.elsewhere.get(found.file):
+        return f"it waits, because {why}"
     for name, backlog in supervisor.backlogs.items():
+        if found.file in backlog and (why := _why_after(supervisor, backlog, found.file)):
+            return why
         if found.file in backlog:
             why = _why_waiting(supervisor, supervisor.pools[name], found.file)
             return f"{why}; {backlog.position(found.file)} tasks come before it"
@@ -107,6 +114,8 @@ def cancel(supervisor: Supervisor, task_id: str) -> dict[str, Any]:
         if (found := find_one(supervisor.layout, task_id)) is not None:
             supervisor.intake.discard(found.file)
         supervisor.trace_end(task_id)
+        for backlog in supervisor.backlogs.values():
+            backlog.lanes.dismiss(task_id)
         return {"id": task_id, "was": "waiting"}
     found = find_one(supervisor.layout, task_id)
     if found and found.file and (carrier := _carrier_of(supervisor, found.owner)):
@@ -192,6 +201,27 @@ def _why_waiting(supervisor: Supervisor, pool: Pool, file: str) -> str:
     if total and supervisor.feeder.inflight >= total:
         return f"all {total} places of this supervisor are taken"
     return pool.why_waiting(file) or "it is next, as soon as a worker is ready"
+
+
+def _why_after(supervisor: Supervisor, backlog: Backlog, file: str) -> str:
+    """Return which task of the same key a task waits for, or "" where it does not wait for one."""
+    lane = backlog.lanes.find(file)
+    if lane is None:
+        return ""
+    key = f"its key {lane.key!r}"
+    if not backlog.lanes.complete:
+        return f"it waits until all tasks were read: one of {key} that came before it may be among them"
+    if lane.busy == CLOSING:
+        return f"what its worker keeps under {key} is being closed, since it was not used for env_idle_s"
+    ahead = f"; {lane.position(file)} tasks of that key come before it"
+    if lane.busy:
+        return f"it waits for {lane.busy.removesuffix('.json')}, which runs and has {key}{ahead}"
+    if lane.awaits:
+        return f"it waits for the next attempt of {next(iter(lane.awaits))}, which has {key}{ahead}"
+    host = lane.host
+    if isinstance(host, Worker) and host.fed and not lane.position(file):
+        return f"it waits for worker {host.pid}, which runs the tasks of {key}, and is busy"
+    return ""
 
 
 def _last_attempt(supervisor: Supervisor, file: str) -> str:

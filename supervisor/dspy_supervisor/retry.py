@@ -14,7 +14,7 @@ from .record import MAX_HISTORY
 from .task import Cause, TaskName
 
 #: these end a task at once: trying again can't help
-FINAL = frozenset({Cause.REFUSED, Cause.CANCELLED, Cause.DELIVERIES})
+FINAL = frozenset({Cause.REFUSED, Cause.CANCELLED, Cause.DELIVERIES, Cause.ENV_LOST})
 #: these are not the task's fault and charge no attempt of its budget, only a delivery
 BLAMELESS = frozenset({Cause.LOST})
 _OOMS = frozenset({Cause.OUT_OF_MEMORY, Cause.HOST_OOM})  # that have a budget of their own

@@ -8,18 +8,21 @@ import random
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dspy_fastpath.counters import Counter, Histogram
 
 from . import proctree
+from .channel import RELEASE
+from .environments import Mark, Marks, key_of
 from .layout import list_folder
 from .log import log
 from .lookup import read_record
 from .nodes import node_of
 from .record import Claim, Run
 from .recovery import Recovered, is_further, settle_commit, settle_commits, take_from_dead
-from .retry import budget_of, decide
+from .retry import FINAL, Verdict, budget_of, decide
 from .task import Cause, TaskName, WorkloadClass
 from .taskqueue import Unusable, past_causes
 from .traces import Attempt, Traces
@@ -68,6 +71,11 @@ def take_dead_nodes(supervisor: Supervisor, *, beating: bool) -> None:
 def settle_death(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death) -> None:
     """Settle what a dead worker had: the task in hand is charged, the names it was only fed are fed again."""
     queue = supervisor.queue
+    _tell_losses(supervisor, pool, worker, death)
+    for file in worker.fed:
+        pool.hosts.lanes.ended(
+            file, time.monotonic(), returns=True
+        )  # a key waits for it until it is seen again, or ended
     folder = queue.open_owner(worker.owner)
     try:
         in_hand = list_folder(folder)
@@ -84,6 +92,8 @@ def settle_death(supervisor: Supervisor, pool: Pool, worker: Worker, death: Deat
         os.close(folder)
     queue.close_owner(worker.owner)
     for file in worker.fed.keys() - set(in_hand):
+        if file.startswith(RELEASE):
+            continue
         name = TaskName.parse(file)
         if name is None:
             continue
@@ -93,6 +103,8 @@ def settle_death(supervisor: Supervisor, pool: Pool, worker: Worker, death: Deat
             count_end(supervisor, name, record)  # it died before it could say so
         else:
             supervisor.intake.see(file)
+        if file not in supervisor.backlogs[pool.name]:
+            pool.hosts.lanes.dismiss(name.id)  # it ended, or somebody else has it
     if not death.wanted:
         log.warning(
             "worker_died",
@@ -137,9 +149,14 @@ def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, fo
             times.save()
     cause = Cause.LOST if blameless else death.cause
     verdict = decide(cause, name, past_causes(history), budget, random.random(), died=died)
+    mark = _lost_with(supervisor, pool, worker, held)
+    if mark is not None and cause not in FINAL:
+        verdict = Verdict(Cause.ENV_LOST)  # a second attempt would find nothing of what the first one worked on
     if (counter := COUNTED.get(cause)) is not None:
         page.add(pool.klass, counter)
     error = _error(death, cause, verdict.final)
+    if mark is not None and verdict.final is Cause.ENV_LOST:
+        error["message"] = f"what was kept under {mark.key!r} is lost: {death.message}"
     if verdict.final is None:
         crashed = died and cause is not Cause.LOST
         queue.note_attempt(name, error)
@@ -153,6 +170,10 @@ def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, fo
     duration = now - death.start_ns / 1e9 if death.start_ns else 0.0
     started_at = time.time() - duration if death.start_ns else None
     run = Run(started_at, time.time(), duration, worker.pid, worker.owner)
+    marks = Marks(queue.layout)
+    if mark is not None and verdict.final is Cause.ENV_LOST:
+        marks.write(replace(mark, told=name.id))
+    pool.hosts.lanes.dismiss(name.id)
     if supervisor.undertaker.bury(folder, name.file, name, error, run):
         page.add(pool.klass, Counter.FAILED)
         page.observe(pool.klass, Histogram.TOTAL, time.time() - held.submitted_at)
@@ -160,6 +181,28 @@ def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, fo
         supervisor.compat.ended(name.file)
         supervisor.trace_end(name.id)
         log.info("failed", task=name.file, klass=pool.name, cause=verdict.final, message=death.message)
+    if mark is not None and marks.is_over(replace(mark, told=name.id)) and verdict.final is Cause.ENV_LOST:
+        marks.remove(mark.task_class, mark.key)
+
+
+def _tell_losses(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death) -> None:
+    """Say what was lost with a worker, and write it down for the next task that asks for it."""
+    marks = Marks(supervisor.layout)
+    for key in death.lost:
+        log.warning("env_lost", key=key, klass=pool.name, worker=worker.pid, message=death.message)
+        mark = marks.read(pool.name, key)
+        if mark is not None and mark.owner == worker.owner and not mark.why:
+            marks.write(replace(mark, why=death.message))
+
+
+def _lost_with(supervisor: Supervisor, pool: Pool, worker: Worker, held: Claim) -> Mark | None:
+    """Return the mark of what a dead worker kept under the key of a task that it had in hand, unless that task made it."""
+    keys = supervisor.keys_of(held)
+    key = key_of(held, by_env_id=keys.by_env_id) if keys else None
+    if key is None:
+        return None
+    mark = Marks(supervisor.layout).read(pool.name, key)
+    return mark if mark is not None and mark.owner == worker.owner and mark.task != held.name.id else None
 
 
 def _trace(traces: Traces, pool: Pool, worker: Worker, death: Death, held: Claim, cause: Cause) -> None:

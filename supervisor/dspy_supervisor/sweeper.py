@@ -50,8 +50,11 @@ class Sweeper:
             supervisor.settle()
             supervisor.try_to_watch()
             supervisor.intake.rescan()
+            if not supervisor.unsettled:
+                supervisor.intake.trust_lanes()
             for pool in supervisor.pools.values():
                 pool.adjust()
+                pool.hosts.expire(time.monotonic(), supervisor.config.env_idle_s)
             supervisor.show()
         supervisor.page.beat()
         supervisor.reactor.call_later(_BACK_S if self.missing else self.interval_s, self.sweep)

@@ -95,6 +95,7 @@ class Cause(StrEnum):
     LOST = "lost"  #: the host that ran it was lost, or its supervisor was killed
     DELIVERIES = "deliveries"  #: given out too often without an end, whoever was at fault
     HOST_OOM = "host_oom"  #: it was ended for the host's memory, above its own bound or by a kernel that had none left
+    ENV_LOST = "env_lost"  #: what its key's worker kept, as an environment, was lost with that worker
 
 
 class State(StrEnum):

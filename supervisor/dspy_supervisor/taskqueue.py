@@ -91,6 +91,13 @@ class TaskQueue:
         """Read a waiting task without claiming it; None where it is gone. Raises Unusable, or OSError for our trouble."""
         return self._read(self.layout.pending, file)
 
+    def read_delayed(self, delayed: str) -> Claim | None:
+        """Read a task that lies in delayed/; None where it is gone."""
+        parsed = parse_delayed(delayed)
+        if parsed is None:
+            raise Unusable(delayed, "not a name of delayed/")
+        return self._read(self.layout.delayed, delayed, parsed[1])
+
     def claim(self, file: str, owner_folder: int) -> Claim | None:
         """Claim a waiting task; None where somebody else was faster.
 
@@ -219,8 +226,8 @@ class TaskQueue:
 
     # -- below ----------------------------------------------------------------------------------------------------------
 
-    def _read(self, folder: int, file: str) -> Claim | None:
-        name = _parse(file)
+    def _read(self, folder: int, file: str, name: TaskName | None = None) -> Claim | None:
+        name = name or _parse(file)
         try:
             got = peek(folder, file.encode(), self.max_bytes, self.layout.owners, max_depth=self.max_depth)
         except EnvelopeError as error:

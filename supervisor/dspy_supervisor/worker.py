@@ -27,11 +27,13 @@ from dspy_fastpath.counters import Counter, Global, Histogram, Page
 from . import bounds, budget, current, proctree
 from .attempt import Outcome, Surroundings, run
 from .birth import enter
-from .channel import LONG_S, MAX_PACKET, MAX_REPORTS, Kind, Report, pack, unpack_names
+from .channel import LONG_S, MAX_PACKET, MAX_REPORTS, RELEASE, Kind, Report, pack, released_key, unpack_names
 from .config import ClassConfig, Config, set_variable
 from .embedding.options import shared_socket
+from .environments import Marks
 from .errors import ConfigError
 from .handlers import make
+from .kept import Kept
 from .log import log
 from .nodes import node_of
 from .parts import Handler, Task
@@ -154,6 +156,7 @@ class Worker:
         self._logs = str(queue.layout.path / "logs")
         self._handlers: dict[str | None, Handler] = {}
         self._names: deque[str] = deque()
+        self._kept = Kept(Marks(queue.layout), post.settings.name, post.owner, self._tell_kept)
         config = post.config
         self._walltime = None
         if config.ends_at:
@@ -180,6 +183,7 @@ class Worker:
                     kill_grace_s=config.kill_grace_s,
                     embed=config,
                     embed_socket=self._embed_socket(),
+                    environments=config.environments,
                 )
 
     def _embed_socket(self) -> Path | None:
@@ -202,12 +206,17 @@ class Worker:
             if not self._names:
                 return
             while self._names:
-                self._one(self._names.popleft(), surroundings)
+                file = self._names.popleft()
+                if file.startswith(RELEASE):
+                    self._kept.release_quietly(released_key(file))
+                else:
+                    self._one(file, surroundings)
                 if _Stop.asked:
                     raise Stopped
 
     def close(self) -> None:
-        """Keep what was learned."""
+        """Keep what was learned, and close what is kept between tasks."""
+        self._kept.close_all("its worker was told to end, with its supervisor or for a fresh one")
         if self._walltime is not None:
             self._walltime.save()
 
@@ -249,6 +258,8 @@ class Worker:
         kind = self._record(held, outcome, facts)
         if self._tracer is not None and kind is not Kind.GONE:
             self._trace(held, outcome, facts, claimed_at, final=kind is not Kind.RETRIED)
+        if self._kept.touched:
+            self._settle_kept(held, outcome)
         # After the record, which needs none of it: also a task that ruined its worker has done its work.
         surroundings.restore()
         if stray is not None:
@@ -286,8 +297,10 @@ class Worker:
 
     def _end_strays(self) -> OSError | None:
         """End what the task left running, so that nothing of it runs once its record is there; return why that failed."""
+        if self._kept.touched:
+            self._kept.adopt_children()
         try:
-            proctree.reap_orphans(())
+            proctree.reap_orphans(self._kept.children)
         except OSError as error:
             return error
         return None
@@ -316,6 +329,7 @@ class Worker:
             home=f"{self._logs}/{held.name.id}",
             deadline=deadline,
             trace=None if self._tracer is None else lambda: self._span(held),
+            worker=self._kept,
         )
         current.begin(task)
         _Stop.may_interrupt = True
@@ -327,6 +341,17 @@ class Worker:
         if _Stop.asked and not outcome.ok:
             raise Stopped  # ended from outside: how the attempt ended is the supervisor's to say
         return outcome
+
+    def _tell_kept(self, key: str, is_kept: bool) -> None:
+        """Tell the supervisor at once: should this worker die before its task is done, what it kept is known to be lost."""
+        self._reports.append(pack(Report(Kind.KEPT if is_kept else Kind.FREED, text=key)))
+        self._flush()
+
+    def _settle_kept(self, held: Claim, outcome: Outcome) -> None:
+        try:
+            self._kept.settle(held.name.id, ok=outcome.ok)
+        except OSError as error:  # what was told is told once more at worst
+            self._report(Report(Kind.TROUBLE, "", text=f"environments/ can't be written: {error}"))
 
     def _is_self_timed(self, kind: str | None) -> bool:
         return (kind if kind is not None else self._post.settings.handler) in _SELF_TIMED

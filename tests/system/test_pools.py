@@ -183,6 +183,7 @@ def test_a_full_class_hides_no_other_class_for_long(tmp_path: Path, monkeypatch:
             page,
             backlogs,
             why_held=lambda _: "",
+            keys_of=lambda _: None,
             offer=lambda *_: False,
             fed=set(),
             has_idle=lambda: not backlogs["cpu_long"],

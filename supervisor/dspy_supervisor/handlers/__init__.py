@@ -1,8 +1,10 @@
-"""The handlers that come with the program: echo, call, command, dspy and embed, a file each."""
+"""The handlers that come with the program: echo, call, command, dspy, embed and environment, a file each."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ..config_class import BUILT_IN as BUILT_IN
 from ..config_embed import EmbedSettings
@@ -18,6 +20,7 @@ def make(
     kill_grace_s: float = 3.0,
     embed: EmbedSettings | None = None,
     embed_socket: Path | None = None,
+    environments: Mapping[str, str] = MappingProxyType({}),
 ) -> Handler:
     """Return the handler that a built-in's short name or ``module:function`` stands for, with its settings.
 
@@ -43,4 +46,8 @@ def make(
         from . import embed as embedding
 
         return embedding.make(embed, embed_socket)
+    if name == "environment":
+        from . import environment
+
+        return environment.make(environments=environments)
     return load(name)
