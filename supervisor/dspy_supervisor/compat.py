@@ -71,7 +71,7 @@ class CompatFiles:
     def _write_result(self, task_id: str) -> None:
         """Write the result of an environment's task where an older client looks for it."""
         record: dict[str, Any] = read_record(self._layout, task_id) or {}
-        payload = record.get("payload")
+        payload: Any = record.get("payload")
         file = result_file(payload) if isinstance(payload, dict) else None
         if file is None:
             return

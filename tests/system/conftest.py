@@ -26,6 +26,7 @@ class Rig:
         self.folder, self._start = folder, start
         self.queue, self.log = folder / "queue", folder / "runs.log"
         self.put_ids: list[str] = []
+        self.started: list[Supervised] = []
 
     def start(
         self, *options: str, workers: int = 2, settings: dict[str, object] | None = None, **more: Any
@@ -34,7 +35,8 @@ class Rig:
         more.setdefault("queue", self.queue)
         more.setdefault("handlers", {"cpu_short": PLAY})
         chosen = {"retry_base_s": 0.01, **(settings or {})}
-        return self._start(*options, "--workers", f"cpu_short={workers}", settings=chosen, **more)
+        self.started.append(self._start(*options, "--workers", f"cpu_short={workers}", settings=chosen, **more))
+        return self.started[-1]
 
     def drop(self, task_id: str, payload: dict[str, Any] | None = None, **envelope: Any) -> str:
         """Put a task as a producer does that knows nothing of us: a temporary file, and a rename."""
