@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from dspy_supervisor.environments import Marks
 from dspy_supervisor.layout import Layout
 
-from ..conftest import Supervised, until
+from ..conftest import ROOT, Supervised, until
 from .conftest import Rig, events, kill_whole, klass, workers
 
 COUNTING = {"environments": "counting=tests.system.environments:Counting", "kinds": "environment"}
@@ -224,3 +226,18 @@ def test_processes_of_an_environment_live_as_long_as_it_does(rig: Rig) -> None:
     assert children[0].is_running()
     _ask(rig, "end", "a", "close")
     until(lambda: not children[0].is_running(), "it ends with its environment")
+
+
+def test_the_example_walks_its_environments(rig: Rig) -> None:
+    example = ROOT / "docs" / "examples" / "environments"
+    rig.start(
+        handlers={"cpu_short": "environment"},
+        settings={"environments": "walk=walk:Walk"},
+        environ={"PYTHONPATH": os.pathsep.join(filter(None, [str(example), os.environ.get("PYTHONPATH")]))},
+    )
+    command = [sys.executable, str(example / "play.py"), str(rig.queue), "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"walk-{number}" for number in range(4)]
+    assert len({line.split(": ")[1] for line in lines}) == 1  # the same seed, the same walk
