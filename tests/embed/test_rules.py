@@ -7,13 +7,15 @@ import base64
 import numpy as np
 import orjson
 import pytest
-from dspy_supervisor.config_embed import EmbedOptions
+from dspy_supervisor.config_embed import EMBED_SETTINGS, EmbedOptions
 from dspy_supervisor.embedding.allowance import TOKENS, Allowance
 from dspy_supervisor.embedding.breaker import LONGEST_S, Breaker
 from dspy_supervisor.embedding.dialect import DIALECTS
 from dspy_supervisor.embedding.limits import Limits
 from dspy_supervisor.embedding.window import START, Window
 from dspy_supervisor.errors import EmbeddingInvalid
+
+from tests.conftest import ROOT
 
 
 def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_request_see_whether_all_is_well():
@@ -175,3 +177,10 @@ def test_a_request_to_infermesh_says_what_its_settings_say():
             "truncate_prompt_tokens": -1,
         },
     }
+
+
+def test_the_documentation_names_every_older_variable_and_its_setting():
+    text = (ROOT / "docs" / "embeddings.md").read_text()
+    for name, row in EMBED_SETTINGS.items():
+        assert all(f"`{variable}`" in text for variable in row.also), name
+        assert not row.also or f"`{name}`" in text, name

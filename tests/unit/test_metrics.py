@@ -172,3 +172,13 @@ def test_nothing_of_a_worker_stays_after_it(page):
         page.add(number % 2, Counter.RESTARTS)
         page.fail(number % 2, number % len(Cause))
     assert set(scraped(page)) == before
+
+
+def test_what_is_counted_of_embedding_is_told_where_its_process_runs(page):
+    assert not any("embed" in name for name, *_ in scraped(page))
+    counts = {"texts": 7, "round_trip_p50_s": None, "endpoints": [{"breaker": "open"}, {"breaker": "closed"}]}
+    found = scraped(page, {"embed": {"pid": 1, "counts": counts}})
+    assert found["dspy_supervisor_embed_texts_total",] == 7
+    assert found["dspy_supervisor_embed_servers", ("state", "open")] == 1
+    assert found["dspy_supervisor_embed_servers", ("state", "half_open")] == 0
+    assert ("dspy_supervisor_embed_round_trip_p50_seconds",) not in found

@@ -15,6 +15,7 @@ from dspy_fastpath.counters import Counter, Gauge, Global, GpuValue, Histogram, 
 from .. import __version__
 from ..limit_terms import Reason
 from ..task import Cause
+from .embedding import EMBEDDING
 from .view import PREFIX, Metric, Sample, View, by_class, by_gpu, counter, gauge, histogram, of_host, one, place
 
 _STATES = ("running", "paused", "failed")
@@ -317,6 +318,7 @@ GROUPS: Mapping[str, tuple[Metric, ...]] = {
     "Supervisor and services": _SUPERVISOR,
     "GPUs and host": _DEVICES,
     "Slurm": _SLURM,
+    "Embedding": EMBEDDING,
     "Older names": _OLDER,
 }
 METRICS: tuple[Metric, ...] = tuple(metric for group in GROUPS.values() for metric in group)
