@@ -203,6 +203,9 @@ def _named(facts: Mapping[str, Any]) -> dict[str, Any]:
             found["class"] = value
         elif key == "task" and (name := TaskName.parse(str(value))):  # its file
             found |= {"task": name.id, "attempt": name.attempt}
+        elif key == "tasks" and isinstance(value, list | tuple):
+            names = [TaskName.parse(str(file)) for file in value]
+            found[key] = [file if name is None else name.id for file, name in zip(value, names, strict=True)]
         else:
             found[key] = value
     return found

@@ -49,7 +49,16 @@ def recover(supervisor: Supervisor, *, anew: bool = False) -> None:
     _take(supervisor, dead | {observer.me} if anew else dead, result)
     supervisor.alive = others - dead
     if result:
-        log.info("recovered", nodes=len(dead), **{name: getattr(result, name) for name in result.__slots__})
+        log.info(
+            "recovered",
+            nodes=len(dead),
+            published=result.published,
+            rerun=result.rerun,
+            taken=result.taken,
+            failed=result.failed,
+            dropped=result.dropped,
+            quarantined=result.quarantined,
+        )
 
 
 def take_dead_nodes(supervisor: Supervisor, *, beating: bool) -> None:

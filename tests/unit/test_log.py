@@ -69,7 +69,15 @@ def test_a_line_is_an_event_with_its_facts(path):
 def test_a_task_is_named_by_its_id_whatever_its_file_is_called(path):
     log.info("failed", task="a1~2x1.json")
     log.info("slurm_cancel", task="a1")
-    assert [(line["task"], line.get("attempt")) for line in lines(path)] == [("a1", 2), ("a1", None)]
+    log.warning("worker_died", tasks=["a1~2x1.json", "b", "c.json"])
+    log.warning("took_from_dead", tasks=3)
+    assert [(line.get("task"), line.get("attempt")) for line in lines(path)] == [
+        ("a1", 2),
+        ("a1", None),
+        (None, None),
+        (None, None),
+    ]
+    assert [line.get("tasks") for line in lines(path)] == [None, None, ["a1", "b", "c"], 3]
 
 
 def test_what_others_log_while_a_task_runs_names_the_task_and_its_trace(path, running):

@@ -173,11 +173,12 @@ def _stopped(link: Link, until: float) -> bool:
 def _log(view: View, told: dict[str, object]) -> None:
     if view.state.name.lower() != told.get("telemetry"):
         healthy = sum(device.status == GpuStatus.HEALTHY for device in view.devices)
-        facts = {"state": view.state.name.lower(), "gpus": healthy, **view.versions}
+        state, versions = view.state.name.lower(), dict(view.versions)
         if view.state in (Telemetry.WATCHING, Telemetry.NO_GPU):
-            log.info("telemetry", **facts, why=view.why)
+            log.info("telemetry", state=state, gpus=healthy, versions=versions, why=view.why)
         else:
-            log.error("telemetry", **facts, why=view.why, next="no new task is given to a GPU")
+            consequence = "no new task is given to a GPU"
+            log.error("telemetry", state=state, gpus=healthy, versions=versions, why=view.why, next=consequence)
     for device in view.fenced:
         log.error("gpu_fenced", uuid=device.uuid, reason=device.why, next="its tasks go back to the queue")
     for uuid in view.back:
