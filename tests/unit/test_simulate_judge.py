@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -149,6 +150,27 @@ def test_the_command_tries_scenarios_out_and_draws_them(tmp_path, capsys):
     assert found["scenarios"][0]["policies"][0]["share"] < 1.0
     assert found["ticks_per_s"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_history_of_a_queue_is_replayed_too(tmp_path, capsys):
+    (tmp_path / "history").mkdir()
+    with (tmp_path / "history" / "2026-01-01T0000.host.main.jsonl").open("w") as file:
+        for minute in range(30):
+            gpu = {"pending": 20, "inflight": 3.9, "limit": 4, "done": 60, "failed": 1, "run": [240.0, 40, 60]}
+            classes = {"gpu": gpu, "cpu_short": {"limit": 2}}
+            devices = {"host": {"memory_free": 5e9, "memory_limit": 1e10, "psi_memory": 0.1}}
+            devices["gpus"] = {"GPU-1": {"utilization": 0.3, "memory_free": 6e9, "memory_total": 8e9}}
+            file.write(json.dumps({"at": 1767225600 + 60 * minute, "s": 60, "classes": classes, **devices}) + "\n")
+    (recording,) = replay.read(tmp_path)
+    assert recording.workload == "gpu" and len(recording.at_s) == 30
+    window = dict(zip(Input, recording.windows[-1], strict=True))
+    assert (window[Input.LIMIT], window[Input.BACKLOG], window[Input.DONE_RATE]) == (4, 20, 1)
+    assert (window[Input.RUN_S], window[Input.GPU_BUSY], window[Input.MEM_FREE_SHARE]) == (4, 0.3, 0.5)
+    assert main(["simulate", "--replay", str(tmp_path), "--policy", "plan"]) == 0
+    assert re.search(r"^gpu +plan +30 ", capsys.readouterr().out, re.MULTILINE)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(replay.RecordUnreadable, match="no task ran"):
+        replay.read(tmp_path / "empty")
 
 
 def test_the_command_replays_a_recording(advance, tmp_path, capsys):

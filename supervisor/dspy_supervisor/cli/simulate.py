@@ -27,9 +27,10 @@ _POLICIES = ("plan", "watermark", "gradient", "adaptive")
 @click.option("--list", "listing", is_flag=True, help="Say what the worlds stand for.")
 @click.option(
     "--replay",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Tell what policies say to windows that a supervisor recorded, with the setting record_windows.",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Tell what policies say to windows that a supervisor recorded, with the setting record_windows, or to the "
+    "history in a queue's folder.",
 )
 @click.option("--png", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw what happens.")
 @json_option
