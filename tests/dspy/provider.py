@@ -43,6 +43,7 @@ class Provider(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.asked: list[str] = []  #: the questions that were answered
         self.answered_at: list[float] = []
+        self.prompts: list[str] = []
         self.refused = 0
         self.refuse_next = 0  #: so many are refused whatever the bucket says
         self.retry_after_s = 0.05
@@ -85,6 +86,7 @@ class _Answer(BaseHTTPRequestHandler):
         with server.lock:
             server.asked.append(question)
             server.answered_at.append(time.monotonic())
+            server.prompts.append(text)
         if question == "Narnia":
             self._send(400, {"error": {"message": "no such country", "type": "invalid_request_error"}}, {})
             return

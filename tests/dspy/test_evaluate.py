@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(folder: Path, provider: Provider) -> Iterator[Supervised]:
     environ = {"ENDPOINT": provider.url, "SEEN": str(folder / "seen"), "DSPY_CACHEDIR": str(folder / "cache")}
+    environ["OPENAI_API_KEY"] = ""
     with supervisors(folder) as start:
         settings = {"call_allow": f"{HERE}:*", "kinds": "echo,dspy"}
         yield start("--workers", "cpu_short=2", settings=settings, environ=environ)
@@ -94,16 +95,13 @@ def test_an_error_of_the_endpoint_costs_one_example_too(where, provider):
 
 def test_the_state_of_a_program_travels(where, provider):
     program = programs.Capital()
-    program.answer.demos = [dspy.Example(question="capital of Peru?", answer="Lima")]
-    program.answer.signature = program.answer.signature.with_instructions("Say capital of Spain, whatever is asked.")
-    provider.asked.clear()
-    with provider.lock:
-        provider.refused = 0
-    evaluate = QueueEvaluate(
-        devset=programs.devset("France"), metric=programs.right, configure=programs.endpoint, **where
-    )
+    program.answer.demos = [dspy.Example(question="What is the seat of Bolivia?", answer="Sucre")]
+    program.answer.signature = program.answer.signature.with_instructions("Name one city.")
+    provider.prompts.clear()
+    evaluate = QueueEvaluate(devset=programs.devset("France"), metric=programs.right, configure=programs.endpoint, **where)
     assert evaluate(program).score == 100.0
-    assert provider.asked == ["France"]
+    (prompt,) = provider.prompts
+    assert all(words in prompt for words in ("Name one city.", "seat of Bolivia", "Sucre"))
 
 
 def test_a_metric_of_this_program_is_called_here(where):
@@ -159,6 +157,16 @@ def test_bootstrapping_over_a_queue_makes_the_demonstrations_that_dspy_makes(whe
     assert compiled._compiled
 
 
+def test_a_teacher_does_not_see_the_example_that_it_is_asked(where):
+    trainset = programs.devset("France", "Spain")
+    ours = QueueBootstrapFewShot(programs.steps, configure=programs.dummy, max_labeled_demos=2, **where)
+    ours.trainset = trainset
+    ours._prepare_student_and_teacher(programs.TwoSteps(), None)
+    demos = ours._teacher_without(trainset[0])["state"]["answer"]["demos"]
+    assert [demo["question"] for demo in demos] == [trainset[1].question]
+    assert len(ours.teacher.answer.demos) == 2
+
+
 def test_what_a_worker_would_not_have_is_refused_in_words(where):
     evaluate = QueueEvaluate(devset=programs.devset(), metric=programs.right, configure=programs.dummy, **where)
     with pytest.raises(CannotTravel, match=r"self.width is 5 here, and 3 there.*made_by"):
@@ -184,14 +192,14 @@ def test_what_a_worker_would_not_have_is_refused_in_words(where):
 
 
 def test_a_plain_lm_travels_without_its_key(where, service, caplog):
-    with dspy.context(lm=dspy.LM("nobody/knows", api_key="sesame-open", temperature=0.5)):
+    with dspy.context(lm=dspy.LM("openai/small", api_key="sesame-open", temperature=0.5)):
         calls = [(programs.Capital(), {"question": "capital of Peru?"})]
         with caplog.at_level(logging.CRITICAL):
             _, _, errors = parallel(calls, return_failed_examples=True, **where)
     record = Queue(service.queue).record(errors[0].task_id)
     assert record["payload"]["lm"] == {
         "_dspy_lm_class": "dspy.clients.lm.LM",
-        "model": "nobody/knows",
+        "model": "openai/small",
         "model_type": "chat",
         "cache": True,
         "num_retries": 3,

@@ -93,7 +93,7 @@ def test_a_minute_in_which_nobody_asked_is_not_saved_up(page, clock):
 def test_no_two_of_many_processes_get_the_same_moment(page, tmp_path):
     """Each takes moments as fast as it can: together they are one schedule, whoever wrote it."""
     share(page, m="6000rpm")
-    processes, rounds, cost = 8, 60, round(60 * S / (6000 * SHARE))
+    processes, rounds, cost = 6, 2000, round(60 * S / (6000 * SHARE))
     gate, key = os.pipe()
     pids = []
     for number in range(processes):

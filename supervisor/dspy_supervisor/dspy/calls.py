@@ -42,7 +42,7 @@ _LM_OPTIONS = frozenset(
         *("presence_penalty", "frequency_penalty", "logprobs", "reasoning_effort", "timeout"),
     }
 )
-_LM_OWN = frozenset({"_dspy_lm_class", "model", "model_type", "cache", "num_retries", "api_key"})
+_LM_OWN = frozenset({"_dspy_lm_class", "model", "model_type", "cache", "num_retries"})
 _OWN = frozenset({"history", "callbacks", "_compiled", "stage"})  # of a module: nothing that a call depends on
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
