@@ -98,7 +98,9 @@ def test_the_state_of_a_program_travels(where, provider):
     program.answer.demos = [dspy.Example(question="What is the seat of Bolivia?", answer="Sucre")]
     program.answer.signature = program.answer.signature.with_instructions("Name one city.")
     provider.prompts.clear()
-    evaluate = QueueEvaluate(devset=programs.devset("France"), metric=programs.right, configure=programs.endpoint, **where)
+    evaluate = QueueEvaluate(
+        devset=programs.devset("France"), metric=programs.right, configure=programs.endpoint, **where
+    )
     assert evaluate(program).score == 100.0
     (prompt,) = provider.prompts
     assert all(words in prompt for words in ("Name one city.", "seat of Bolivia", "Sucre"))
