@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy_fastpath.counters import Counter, Gauge, Global
 
+from . import budget
 from .errors import ConfigError, SupervisorError, TaskNotFound
 from .jobbook import JobBook, is_carried
 from .lanes import CLOSING
@@ -66,6 +67,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
         "cgroups": sorted(supervisor.cgroups.on) if supervisor.cgroups else supervisor.ungrouped,
         "quarantined": page.get_global(Global.QUARANTINED),
         "services": {sidecar.name: _service_status(sidecar) for sidecar in supervisor.crew.all()},
+        "llm_budgets": {reading.name: _budget_status(reading) for reading in budget.readings(page)},
         "classes": {name: _class_status(supervisor, pool) for name, pool in supervisor.pools.items()},
     }
 
@@ -171,6 +173,17 @@ def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:
         "handler": pool.settings.handler,
         "mean_run_s": round(pool.mean_run_s, 6),
         **pool.facts(),
+    }
+
+
+def _budget_status(reading: budget.Reading) -> dict[str, Any]:
+    return {
+        "requests_per_minute": reading.rates.requests or None,
+        "tokens_per_minute": reading.rates.tokens or None,
+        "pace": round(reading.pace, 3),
+        "sent": reading.sent,
+        "refused": reading.refused,
+        "wait_s": round(reading.wait_s, 3),
     }
 
 

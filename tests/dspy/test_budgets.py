@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import dspy
@@ -12,7 +15,7 @@ from dspy_supervisor import Queue, budget
 from dspy_supervisor.dspy import QueueEvaluate, budgeted
 from dspy_supervisor.dspy.lm import BudgetedEngine
 
-from ..conftest import Start, Supervised, until
+from ..conftest import Start, Supervised, clean_environ, until
 from . import programs
 from .provider import Provider
 
@@ -106,6 +109,16 @@ def test_what_was_spent_is_known_after_the_supervisor_was_killed(supervisor: Sta
     second = supervisor(**options)
     found = readings(second)["mine"]
     assert (found.sent, found.refused) == (1, 1)
+    shown = subprocess.run(
+        [sys.executable, "-m", "dspy_supervisor", "status", "--queue-dir", str(second.queue)],
+        capture_output=True,
+        text=True,
+        env=clean_environ(second.queue.parent) | {"DSPY_RUNTIME_DIR": str(second.runtime)},
+    ).stdout
+    assert re.search(
+        r"budget mine +60 rpm and 600 tpm; 1 requests sent, 1 refused; the next would wait \d{4}\.\d s", shown
+    )
+    assert second.status()["llm_budgets"]["mine"]["sent"] == 1
     assert 3600 < found.wait_s < 4200  # of the hour that it charged, at the pace after a 429
     assert second.stop() == 0
     third = supervisor(settings={"llm_budgets": "mine=6rpm"})

@@ -15,8 +15,21 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 #: few values each; never a task, a worker or a process
-LABELS = {"class", "outcome", "cause", "reason", "state", "command", "service", "status", "gpu", "resource", "version"}
-LABELS |= {"part", "name"}
+LABELS = {
+    "budget",
+    "class",
+    "outcome",
+    "cause",
+    "reason",
+    "state",
+    "command",
+    "service",
+    "status",
+    "gpu",
+    "resource",
+    "version",
+}
+LABELS |= {"budget", "part", "name"}
 OLDER = {
     *("env_queue_depth", "gpu_wait_seconds", "env_error_rate", "queue_depth", "orchestrator_concurrency_limit"),
     *("orchestrator_inflight_tasks", "queue_tasks_submitted_total", "queue_tasks_processed_total"),

@@ -28,7 +28,9 @@ def files(repository):
 
 def git(root, *arguments, told=""):
     """Return what git prints."""
-    return subprocess.run(["git", "-C", root, *arguments], input=told, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", "-C", root, *arguments], input=told, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def main():

@@ -166,6 +166,8 @@ def _print(document: Mapping[str, Any]) -> None:
         facts["in all"] = f"{totals}; below only what could be read in a second"
     for name, service in document.get("services", {}).items():
         facts[name] = _service(service)
+    for name, budget in document.get("llm_budgets", {}).items():
+        facts[f"budget {name}"] = _budget(budget)
     print_facts(facts)
     click.echo()
     columns = ["pending", "delayed", "inflight", "limit", "workers", "done", "failed"]
@@ -182,6 +184,17 @@ def _print(document: Mapping[str, Any]) -> None:
             click.echo(f"{name}: limit {one['limit']} of {one['limit_max']}: {one['limit_why']}")
         for gpu in one.get("gpus", ()):
             click.echo(_gpu(gpu))
+
+
+def _budget(budget: Mapping[str, Any]) -> str:
+    """Return what a language model is sent, in a line."""
+    rates = [
+        f"{budget[key]} {unit}"
+        for key, unit in (("requests_per_minute", "rpm"), ("tokens_per_minute", "tpm"))
+        if budget[key]
+    ]
+    sent = f"{budget['sent']} requests sent, {budget['refused']} refused"
+    return f"{' and '.join(rates) or 'no bound'}; {sent}; the next would wait {budget['wait_s']:.1f} s"
 
 
 def _gpu(gpu: Mapping[str, Any]) -> str:

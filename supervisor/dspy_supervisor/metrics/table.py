@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dspy_fastpath.counters import Counter, Gauge, Global, GpuValue, Histogram, HostValue
 
 from .. import __version__
+from ..budget import Reading, readings
 from ..limit_terms import Reason
 from ..task import Cause
 from .embedding import EMBEDDING
@@ -47,6 +48,16 @@ def _limit_changes(view: View) -> Iterator[Sample]:
         for reason, count in zip(Reason, view.page.reasons(klass), strict=False):
             if count:
                 yield (name, reason.name.lower()), count
+
+
+def _budgets(value: Callable[[Reading], float]) -> Callable[[View], Iterable[Sample]]:
+    def samples(view: View) -> Iterable[Sample]:
+        found = {
+            reading.name: reading for reading in readings(view.page)
+        }  # long names may begin alike: the last counts
+        return [((name,), value(reading)) for name, reading in sorted(found.items())]
+
+    return samples
 
 
 def _outcomes(view: View) -> Iterator[Sample]:
@@ -260,6 +271,26 @@ _SLURM = (
     counter(_P + "slurm_call_errors_total", "Calls of them that failed.", _calls("errors"), "command"),
     counter(_P + "slurm_gpu_seconds_total", "GPU time of ended Slurm jobs.", place(Global.SLURM_GPU_SECONDS)),
 )
+_BUDGETS = (
+    counter(
+        _P + "llm_requests_total",
+        "Requests to language models that got their turn, by budget.",
+        _budgets(lambda reading: reading.sent),
+        "budget",
+    ),
+    counter(
+        _P + "llm_refused_total",
+        "Requests to language models that were answered with 429, by budget.",
+        _budgets(lambda reading: reading.refused),
+        "budget",
+    ),
+    gauge(
+        _P + "llm_wait_seconds",
+        "How long a request would wait for its turn now, by budget.",
+        _budgets(lambda reading: reading.wait_s),
+        "budget",
+    ),
+)
 #: names that older dashboards and scripts know
 _OLDER = (
     gauge("env_queue_depth", "Tasks that wait.", place(Global.TOTAL_PENDING)),
@@ -319,6 +350,7 @@ GROUPS: Mapping[str, tuple[Metric, ...]] = {
     "GPUs and host": _DEVICES,
     "Slurm": _SLURM,
     "Embedding": EMBEDDING,
+    "LLM budgets": _BUDGETS,
     "Older names": _OLDER,
 }
 METRICS: tuple[Metric, ...] = tuple(metric for group in GROUPS.values() for metric in group)
