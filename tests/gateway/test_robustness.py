@@ -126,6 +126,19 @@ def test_a_body_that_is_streamed_without_end_is_cut_and_its_sender_told_why(stri
     assert process.memory_info().rss - before < 64 << 20
 
 
+def test_a_caller_who_leaves_in_the_middle_of_a_body_is_no_trouble_of_ours(strict: Gateway) -> None:
+    def left() -> int:
+        return int(strict.state["requests"].get("0", 0))
+
+    before = left()
+    with strict.connect() as connection:
+        connection.sendall(head("/v1/tasks", "Content-Length: 100") + b"{")
+        assert strict.get("/health").status == 200
+    until(lambda: left() > before, "that is noticed")
+    assert "request_failed" not in strict.supervisor.log
+    assert "gateway_trouble" not in strict.supervisor.log
+
+
 def test_a_refusal_of_a_small_body_leaves_the_connection_as_it_is(strict: Gateway) -> None:
     with strict.connect() as connection:
         connection.sendall(head("/nothing", "Content-Length: 9") + b"some")

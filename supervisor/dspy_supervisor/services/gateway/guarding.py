@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterable
 
 from dspy_fastpath.ids import uuid7
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...log import log
@@ -64,6 +65,8 @@ class Guard:
                 exchange.expect(headers, None if path in STREAMED else self._most)
                 self._check(scope, headers)
                 await self._app(scope, exchange.receive, exchange.send)
+            except ClientDisconnect:  # in the middle of what he had to say: there is nobody to answer
+                return
             except Exception as error:
                 if exchange.status:  # the caller has half an answer: it is to see that it is cut off
                     raise
