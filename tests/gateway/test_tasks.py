@@ -38,6 +38,16 @@ def test_answers_are_compact_json_with_a_newline(api: Api) -> None:
     assert answer.body == b'{"id":"%b","state":"pending"}\n' % answer.json["id"].encode()
 
 
+def test_the_trace_of_a_request_goes_on_in_its_task_unless_that_names_another(api: Api) -> None:
+    caller, other = (f"00-{'4bf92f3577b34da6' * 2}-{span * 8}-01" for span in ("a1", "b2"))
+    body = {"payload": None, "kind": "echo"}
+    for trace, written, found in ((caller, {}, caller), (caller, {"traceparent": other}, other), ("garbage", {}, None)):
+        task_id = api.post("/v1/tasks", body | written, traceparent=trace).json["id"]
+        api.result(task_id)
+        record = json.loads((api.queue / "done" / f"{task_id}.json").read_bytes())
+        assert record.get("traceparent") == found
+
+
 def test_the_same_idempotency_key_is_one_task_and_the_same_answer(api: Api) -> None:
     first = api.post("/v1/tasks", {"payload": {"n": 1}}, Idempotency_Key="order 66")
     again = api.post("/v1/tasks", {"payload": {"n": 1}}, Idempotency_Key="order 66")

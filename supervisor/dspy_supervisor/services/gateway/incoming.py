@@ -19,6 +19,7 @@ from ...errors import EnvelopeInvalid
 from ...lookup import find_one
 from ...producer import id_of_key
 from ...task import WorkloadClass
+from ...traceparent import Traceparent
 from .context import Context
 from .problems import Problem
 
@@ -30,8 +31,11 @@ _KIND = re.compile(KIND)
 _WHOLE = re.compile(rb"(-?[0-9]{1,9})\.0+(?=[\s,}])")
 
 
-def strict(data: bytes, context: Context, key: str | None = None) -> Prepared:
-    """Return the task that a caller of /v1 describes; ``key``: the request's Idempotency-Key. Raises Problem."""
+def strict(data: bytes, context: Context, key: str | None = None, traceparent: str | None = None) -> Prepared:
+    """Return the task that a caller of /v1 describes. Raises Problem.
+
+    ``key``: the request's Idempotency-Key. ``traceparent``: its header, where the task itself names no trace.
+    """
     data, fields = _scanned(data, context)
     if not fields.has_payload:
         raise Problem(422, 'payload: it is missing; the smallest task is {"payload": null}')
@@ -44,7 +48,9 @@ def strict(data: bytes, context: Context, key: str | None = None) -> Prepared:
             raise Problem(422, f"{name}: expected at most {LONGEST_TEXT} characters")
     if key is not None and fields.idempotency_key not in (None, key):
         raise Problem(409, "the header Idempotency-Key and idempotency_key in the body differ")
-    return _prepared(data, fields, key or fields.idempotency_key)
+    caller = Traceparent.parse(traceparent) if fields.traceparent is None else None
+    more = {} if caller is None else {"traceparent": str(caller)}
+    return _prepared(data, fields, key or fields.idempotency_key, **more)
 
 
 def lenient(data: bytes, context: Context, **more: Any) -> Prepared:

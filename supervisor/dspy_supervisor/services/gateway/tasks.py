@@ -26,7 +26,7 @@ def routes(context: Context) -> list[BaseRoute]:
     access = context.sync_queue.access
 
     async def submit(request: Request) -> Response:
-        task = strict(await request.body(), context, _key(request))
+        task = strict(await request.body(), context, _key(request), request.headers.get("traceparent"))
         new = await accept(context, task)
         headers = {"Location": f"/v1/tasks/{task.id}"}
         return json({"id": task.id, "state": "pending"}, 201 if new else 200, headers)
