@@ -6,6 +6,7 @@ every few seconds.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import re
@@ -19,6 +20,7 @@ from ...task import State, TaskName, WorkloadClass
 from .views import members
 
 MOST = 1000  #: newest records that are looked at
+_TICK_NS = 50_000_000
 _TRACEBACK = 8 << 10  # characters, its end
 _VARIABLE = re.compile(
     r"0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]{12,}\b|\d+(?:\.\d+)?|'[^']{0,200}'|\"[^\"]{0,200}\"",
@@ -40,6 +42,8 @@ class Failures:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int], _Failure] = {}
+        self._listed: tuple[Layout, int] | None = None  # of what folder, at what time, the newest are known
+        self._newest: list[tuple[int, str]] = []
 
     def groups(self, layout: Layout, since_s: float | None = None) -> dict[str, Any]:
         """Return the groups of the failures of the last ``since_s`` seconds, the latest first.
@@ -47,7 +51,7 @@ class Failures:
         ``looked_at``: records that were read; ``complete``: whether these were all.
         """
         oldest = 0 if since_s is None else int((time.time() - since_s) * 1e9)
-        recent = self._recent(layout, oldest)
+        recent = [one for one in self._recent(layout) if one[0] >= oldest]
         known, found = self._known, {}
         groups: dict[tuple[str, str, str | None, str], dict[str, Any]] = {}
         for at, file in recent[:MOST]:
@@ -72,27 +76,30 @@ class Failures:
         self._known = found
         return {"groups": list(groups.values()), "looked_at": len(found), "complete": len(recent) <= MOST}
 
-    def _recent(self, layout: Layout, oldest: int) -> list[tuple[int, str]]:
+    def _recent(self, layout: Layout) -> list[tuple[int, str]]:
         """Return times (nanoseconds) and names of the newest records, newest first, one more than are read."""
+        changed = os.fstat(layout.failed).st_mtime_ns
+        if (layout, changed) == self._listed:
+            return self._newest
         found = []
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layout.failed)
         try:
             with os.scandir(descriptor) as entries:
                 for entry in entries:
-                    if not TaskName.parse(entry.name):
-                        continue
-                    try:
-                        at = entry.stat(follow_symlinks=False).st_mtime_ns
-                    except FileNotFoundError:
-                        continue
-                    if at >= oldest:
-                        found.append((at, entry.name))
+                    if entry.name.endswith(".json") and not entry.name.startswith("."):
+                        with contextlib.suppress(FileNotFoundError):
+                            found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
         finally:
             os.close(descriptor)
-        return heapq.nlargest(MOST + 1, found)
+        self._newest = heapq.nlargest(MOST + 1, found)
+        # A change within the same tick of the clock would not show: only a folder that was quiet for a moment is trusted.
+        self._listed = (layout, changed) if time.time_ns() - changed > _TICK_NS else None
+        return self._newest
 
 
 def _read(layout: Layout, file: str) -> _Failure | None:
+    if TaskName.parse(file) is None:
+        return None
     try:
         got = read_found(layout, Found(State.FAILED, file, layout.failed))
     except OSError:

@@ -136,9 +136,10 @@ def _submitted(layout: Layout, task_id: str) -> str | None:
 def _items(layout: Layout) -> list[dict[str, Any]]:
     """Return the newest tasks that wait and that are done, as the dashboard lists them."""
     found = []
-    for word, folder in (("pending", layout.pending), ("done", layout.done)):
+    for state in (State.PENDING, State.DONE):
         found += [
-            {"id": task_id, "status": word, "file": f"{task_id}.json"} for task_id in newest(layout, folder, _ITEMS)
+            {"id": task_id, "status": str(state), "file": f"{task_id}.json"}
+            for task_id in newest(layout, state, _ITEMS)
         ]
     return found
 

@@ -8,6 +8,7 @@ with their bounds: a record of 64 MB costs a list no more than its reading.
 from __future__ import annotations
 
 import base64
+import heapq
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,7 @@ COLUMNS = (
 MOST_ROWS = 1000
 PAYLOAD_BYTES = 64 << 10  #: a longer payload is shown by its beginning
 _PART_BYTES = 256 << 10  # a longer part of a record is left out of it
-_TIMED = 20_000  # files whose times are asked for; of more, the order is that of the ids
+_TIMED = 10_000  # files whose times are asked for; of more, the order is that of the ids
 _READS, _READING_S = 2000, 0.4  # what one page of a filtered list may cost
 _TIMES = ("submitted_at", "started_at", "completed_at", "duration_ms", "wait_ms")
 
@@ -80,9 +81,7 @@ def listed(
     Raises CursorUnknown for a cursor that is none.
     """
     after = _parse_cursor(cursor) if cursor else None
-    seen = _ordered(layout, state, timed=None if after is None else after[0] > 0)
-    if after is not None:
-        seen = [one for one in seen if (one.at, one.id) < after]
+    seen = _ordered(layout, state, after)
     rows: list[dict[str, Any]] = []
     deadline, needle = time.monotonic() + _READING_S, words.lower()
     for place, one in enumerate(seen):
@@ -97,6 +96,8 @@ def listed(
 
 def row_of(layout: Layout, found: Found) -> dict[str, Any] | None:
     """Return the row of a task's file, or None where it moved on or is no task."""
+    if found.state is not State.DELAYED and TaskName.parse(found.file) is None:
+        return None
     got = read_found(layout, found)
     return None if got is None else _row(layout, found, got)
 
@@ -229,30 +230,48 @@ def _fits(row: Mapping[str, Any], workload: str | None, needle: str) -> bool:
     return not needle or any(needle in str(row[key] or "").lower() for key in ("id", "kind", "cause", "message"))
 
 
-def _ordered(layout: Layout, state: State | None, *, timed: bool | None) -> list[_Seen]:
-    """Return the files of a state, or of all, newest first."""
-    found = [one for each in ([state] if state else State) for one in files(layout, each)]
-    if timed is None:
-        timed = len(found) <= _TIMED and not layout.filesystem.network
-    times = _times(layout, found) if timed else {}
+def _ordered(layout: Layout, state: State | None, after: tuple[int, str] | None) -> list[_Seen]:
+    """Return the files of a state, or of all, newest first, from a place on; no more than a page looks at."""
+    names = [name for each in ([state] if state else State) for name in _names(layout, each)]
+    timed = after[0] > 0 if after is not None else len(names) <= _TIMED and not layout.filesystem.network
+    if not timed:  # so many that only those of this page are looked at any closer
+        names = heapq.nlargest(_READS + 1, (one for one in names if after is None or one[0] < after[1]))
     latest: dict[str, _Seen] = {}  # a task that moves meanwhile is seen where it got to
-    for one in found:
-        task_id = name_of(one).id
-        at = times.get((one.folder, one.owner, one.file), 0)
-        if not timed or at:
-            latest[task_id] = _Seen(at, task_id, one)
+    for task_id, each, file, owner in names:
+        seen = _Seen(
+            0, task_id, Found(State(each), file, None if owner else getattr(layout, each), owner, _due(each, file))
+        )
+        if timed:
+            if not (at := _time(layout, seen.found)) or (after is not None and (at, task_id) >= after):
+                continue
+            seen = seen._replace(at=at)
+        latest[task_id] = seen
     return sorted(latest.values(), key=lambda seen: (seen.at, seen.id), reverse=True)
 
 
-def _times(layout: Layout, found: list[Found]) -> dict[tuple[int | None, str | None, str], int]:
-    times = {}
-    for one in found:
-        path, folder = (f"{one.owner}/{one.file}", layout.claimed) if one.owner else (one.file, one.folder)
-        try:
-            times[one.folder, one.owner, one.file] = os.stat(path, dir_fd=folder, follow_symlinks=False).st_mtime_ns
-        except OSError:
-            continue  # moved on
-    return times
+def _names(layout: Layout, state: State) -> Iterator[tuple[str, str, str, str | None]]:
+    """Yield (id, state, file, owner) of what may be a task, at little cost: whether it is one its reading tells."""
+    if state is State.CLAIMED or state is State.DELAYED:
+        for found in files(layout, state):
+            yield name_of(found).id, state, found.file, found.owner
+        return
+    for file in list_folder(getattr(layout, state)):
+        if file.endswith(".json") and not file.startswith("."):
+            yield file[:-5].partition("~")[0], state, file, None
+
+
+def _due(state: str, file: str) -> float | None:
+    parsed = parse_delayed(file) if state == State.DELAYED else None
+    return parsed[0] if parsed else None
+
+
+def _time(layout: Layout, found: Found) -> int:
+    """Return when a file was last written, in nanoseconds; 0 where it moved on."""
+    path, folder = (f"{found.owner}/{found.file}", layout.claimed) if found.owner else (found.file, found.folder)
+    try:
+        return os.stat(path, dir_fd=folder, follow_symlinks=False).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _cursor(last: _Seen) -> str:
@@ -277,11 +296,6 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)[:4096]
 
 
-def newest(layout: Layout, folder: int, most: int) -> Iterator[str]:
-    """Yield the ids of the ``most`` newest files of a folder with one level of names, newest first."""
-    state = State.DONE if folder == layout.done else State.FAILED if folder == layout.failed else State.PENDING
-    found = [Found(state, file, folder) for file in list_folder(folder) if TaskName.parse(file) or parse_delayed(file)]
-    times = _times(layout, found) if len(found) <= _TIMED and not layout.filesystem.network else {}
-    found.sort(key=lambda one: (times.get((one.folder, one.owner, one.file), 0), one.file), reverse=True)
-    for one in found[:most]:
-        yield name_of(one).id
+def newest(layout: Layout, state: State, most: int) -> list[str]:
+    """Return the ids of the ``most`` newest tasks of a state, newest first."""
+    return [one.id for one in _ordered(layout, state, None)[:most] if is_task_id(one.id)]
