@@ -1,7 +1,8 @@
 """What supervisor and worker say to each other, over a SOCK_SEQPACKET pair: one message a packet.
 
 To the worker: names of waiting tasks, separated by "/", which no name has; an empty name asks it to end; one with a "-" before
-a key, in hexadecimal, to give up what it keeps under that. To the supervisor:
+a key, in hexadecimal, to give up what it keeps under that; one with a "+" is an order
+of hedges.py. To the supervisor:
 reports, packed one after another: kind (1 byte), run time (float64, seconds), length of the task's name and of the text
 (uint16 each), name, text.
 """
@@ -36,6 +37,8 @@ class Kind(IntEnum):
     RETURNED = 9  #: it is back in pending/, the supervisor's to feed again, or not to where ``text`` says why
     KEPT = 11  #: the worker keeps something between tasks; text: under which key
     FREED = 12  #: it does no more; text: the key
+    SECOND_DONE = 13  #: a second run succeeded, and its record is written; the name is the order's
+    SECOND_FAILED = 14  #: it did not, which says nothing; text: why
     VOID = 10  #: others took this worker for dead, with all its claims: it ends; text: why
 
 

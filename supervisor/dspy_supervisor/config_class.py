@@ -125,6 +125,13 @@ class ClassConfig:
         secret=True,
         live=True,
     )
+    hedge: bool = setting(
+        truth(),
+        "run a task a second time, where its envelope says idempotent, when it takes longer than 95 of 100 of its class did and "
+        "a worker is idle; the first to succeed counts",
+        False,
+        live=True,
+    )
     keep_children: bool = setting(truth(), "leave a task's own processes alive after its end", False, live=True)
 
     @property

@@ -138,6 +138,7 @@ class Feeder:
         now = time.monotonic()
         for pool in self._pools.values():
             pool.check_deadlines(now)
+            pool.hedge(now)
             for file in pool.stuck_names(now):
                 self._see(file)
         self._show()

@@ -449,7 +449,7 @@ class Supervisor:
         """Return the worker that has this task in hand."""
         for pool in self.pools.values():
             for worker in pool.workers:
-                if self.page.slot(worker.slot).name == file.encode():
+                if file in worker.fed and self.page.slot(worker.slot).name == file.encode():
                     return worker
         return None
 

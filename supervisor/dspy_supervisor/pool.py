@@ -36,6 +36,7 @@ from .channel import (
     unpack,
 )
 from .config import ClassConfig, Config
+from .hedges import SECOND, Hedges, may_run_twice, second_of, second_order
 from .hosts import Hosts
 from .lanes import Lanes
 from .log import log
@@ -43,7 +44,7 @@ from .nodes import Presence
 from .pool_worker import Death, Doom, Worker, explain, oom_kills
 from .reactor import Reactor
 from .task import Cause
-from .taskqueue import TaskQueue
+from .taskqueue import TaskQueue, Unusable
 from .traces import Traces
 from .worker import Post, live
 from .worker import Worker as WorkerProcess
@@ -97,6 +98,7 @@ class Pool:
 
     def __init__(self, owner: Owner, klass: int, settings: ClassConfig, lanes: Lanes | None = None) -> None:
         self._owner = owner
+        self.hedges = Hedges()
         self.hosts = Hosts(Lanes() if lanes is None else lanes)
         self.klass, self.settings = klass, settings
         self.workers: list[Worker] = []
@@ -187,7 +189,9 @@ class Pool:
                 in_hand = slot.name.decode()
                 # Those with a key wait for this very worker, which gives them back by itself.
                 find = self.hosts.lanes.find
-                names = [f for f in worker.fed if f != in_hand and find(f) is None and not f.startswith(RELEASE)]
+                names = [
+                    f for f in worker.fed if f != in_hand and find(f) is None and not f.startswith((RELEASE, SECOND))
+                ]
                 for file in names:
                     del worker.fed[file]
                 self._owner.fed.difference_update(names)
@@ -222,7 +226,8 @@ class Pool:
 
     def facts(self) -> dict[str, Any]:
         """Return what `status` shows beside what all pools have."""
-        return self.hosts.facts(self.workers)
+        hedges = {"hedges": self.hedges.facts()} if self.settings.hedge else {}
+        return self.hosts.facts(self.workers) | hedges
 
     # -- the number of workers -------------------------------------------------------------------------------------------
 
@@ -356,6 +361,8 @@ class Pool:
             worker.ending = True
         elif report.kind is Kind.KEPT:
             self.hosts.lanes.keep(report.text, worker)
+        elif report.kind in (Kind.SECOND_DONE, Kind.SECOND_FAILED):
+            self._second_ended(worker, report)
         elif report.kind is Kind.FREED:
             self.hosts.lanes.free(report.text, worker)
             worker.fed.pop(release_order(report.text), None)
@@ -366,6 +373,11 @@ class Pool:
                 self._owner.fed.discard(report.file)
             if self.hosts.lanes.find(report.file) is not None:
                 self._ended_keyed(report)
+            if self.settings.hedge:
+                if report.kind is Kind.DONE:
+                    self.hedges.learn(report.run_s)
+                if (second := self.hedges.ended(report.file)) is not None:
+                    self._end_run(second, "the first run of its task ended")
             if (counter := _COUNTERS.get(report.kind)) is not None:
                 self._owner.page.add(self.klass, counter)
                 if report.kind is Kind.FAILED:
@@ -385,6 +397,54 @@ class Pool:
         if report.kind in (Kind.GONE, Kind.TROUBLE):
             self._owner.see(report.file)  # it may wait again: then it comes before the others
 
+    def hedge(self, now: float) -> None:
+        """Have tasks that take unusually long, and may run twice, run a second time on idle workers."""
+        if not self.settings.hedge or self.paused or self.trouble or self._draining or not self.has_keys:
+            return
+        slots = [(w, self._owner.page.slot(w.slot)) for w in self.workers if w.fed and w.doom is None]
+        running = [(w, s.name.decode(), s.start_ns / 1e9) for w, s in slots if s.start_ns and s.name.decode() in w.fed]
+        for worker, file in self.hedges.late(running, now):
+            idle = next((w for w in self.workers if w.ready and not (w.fed or w.ending or w.deaf or w.doom)), None)
+            if idle is None or self.inflight >= self.limit:
+                return
+            if not self._may_run_twice(worker, file):
+                self.hedges.refuse(file)
+                continue
+            order = second_order(worker.owner, file)
+            try:
+                idle.channel.send(order.encode())
+            except OSError:
+                return  # its death is about to be noticed
+            idle.fed[order] = now
+            self.hedges.begin(file, worker, idle)
+
+    def _may_run_twice(self, worker: Worker, file: str) -> bool:
+        queue = self._owner.queue
+        with contextlib.suppress(OSError, Unusable):
+            folder = queue.open_owner(worker.owner)
+            try:
+                held = queue.read_claim(file, folder)
+            finally:
+                os.close(folder)
+            return held is not None and may_run_twice(held)
+        return False
+
+    def _second_ended(self, worker: Worker, report: Report) -> None:
+        """A second run is over: where it succeeded, the first is ended, and what becomes of its task is settled then."""
+        worker.fed.pop(report.file, None)
+        _, file = second_of(report.file)
+        if report.kind is Kind.SECOND_FAILED:
+            self.hedges.failed(file)
+        elif (first := self.hedges.succeeded(file)) is not None:
+            self._end_run(first, "its second run was first")
+        if not worker.fed and worker.ending:
+            self._let_go(worker)
+
+    def _end_run(self, worker: Worker, why: str) -> None:
+        """Kill a worker whose run is of no use any more."""
+        worker.is_spare = True
+        self.doom(worker, Cause.LOST, why, at_once=True)
+
     def _exited(self, worker: Worker) -> None:
         """Reap a worker, whatever ended it, and let the supervisor settle what it had in hand."""
         self._readable(worker)  # what it said before it died
@@ -401,6 +461,7 @@ class Pool:
         self.workers.remove(worker)
         owner.fed.difference_update(worker.fed)
         death.lost = self.hosts.lanes.lose(worker)
+        self.hedges.gone(worker, lambda second: self._end_run(second, "the worker of the first run of its task died"))
         death.start_ns = owner.page.slot(worker.slot).start_ns
         owner.free_slot(worker.slot)
         owner.page.add(self.klass, Counter.RESTARTS, int(not death.wanted))

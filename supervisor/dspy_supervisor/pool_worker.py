@@ -57,6 +57,7 @@ class Worker:
     silent_s: float = 0.0  #: how long it has had names, begun none of them and said nothing
     tasks: int = 0
     doom: Doom | None = None  #: why it is being killed
+    is_spare: bool = False  #: ended since the other of two runs of its task was first
     oom_kills: int = 0  #: of this host, when it started
     group: Group | None = None  #: its own, where this supervisor has a subtree of control groups
 
@@ -68,7 +69,7 @@ def explain(worker: Worker, status: int, klass: str) -> Death:
         size = min(os.fstat(worker.stacks).st_size, 3072)
         stacks = os.pread(worker.stacks, size, 0).decode(errors="replace")
         cause, message, file = worker.doom
-        return Death(status, cause, message, wanted=False, file=file, stacks=stacks)
+        return Death(status, cause, message, wanted=worker.is_spare, file=file, stacks=stacks)
     code = os.waitstatus_to_exitcode(status)
     who = f"worker {worker.pid} ({klass})"
     if code == -signal.SIGKILL and worker.group and worker.group.ooms:

@@ -86,7 +86,9 @@ def explain(supervisor: Supervisor, task_id: str) -> str:
         if found.owner and is_carried(found.owner):
             return _carried(supervisor, found.owner, found.file)
         if running := supervisor.worker_of(found.file):
-            return f"it runs in worker {running.pid}"
+            seconds = (pool.hedges.second(found.file) for pool in supervisor.pools.values())
+            more = [f", and a second time in worker {second.pid}, since it takes long" for second in seconds if second]
+            return f"it runs in worker {running.pid}" + "".join(more)
         return f"{found.owner} of another supervisor runs it"
     if found.state is State.DELAYED:
         wait_s = max(0.0, (found.due or 0.0) - time.time())

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from dspy_fastpath.counters import Counter, Histogram
 
 from . import proctree
@@ -144,6 +145,15 @@ def _settle(supervisor: Supervisor, pool: Pool, worker: Worker, death: Death, fo
         queue.quarantine(folder, name.file, unusable.reason)
         return
     if held is None:
+        return
+    if name.file in pool.hedges.won and (record := queue.left_record(name)) is not None:
+        # Its first run is dead and reaped, so the claim is ours alone to complete.
+        if queue.finish(held, folder, record):
+            log.info("second_run_won", task=name.id, klass=pool.name)
+            count_end(supervisor, name, orjson.loads(record))
+            supervisor.trace_end(name.id)
+        pool.hedges.won.discard(name.file)
+        queue.forget_record(name)
         return
     history = queue.history(name)
     budget = budget_of(supervisor.config, pool.settings, held.fields.max_attempts)

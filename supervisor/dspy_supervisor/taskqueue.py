@@ -131,6 +131,40 @@ class TaskQueue:
         """Record the one success of a task; False where the claim was taken meanwhile, and the result is void."""
         return self._complete(held, owner_folder, record, self.layout.done)
 
+    def leave_record(self, held: Claim, record: bytes) -> None:
+        """Leave the record of a second run of an attempt beside the task's output, for its owner's supervisor. Raises OSError."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(held.name.id, 0o700, dir_fd=self.layout.logs)
+        folder = self._open_logs(held.name.id)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_second_record(held.name), dir_fd=folder)
+            write_new(folder, _second_record(held.name).encode(), record, False)
+        finally:
+            os.close(folder)
+
+    def left_record(self, name: TaskName) -> bytes | None:
+        """Return what `leave_record` left; None where it is gone. The caller vouches that it is whole."""
+        try:
+            folder = self._open_logs(name.id)
+        except OSError:
+            return None
+        try:
+            return read(folder, _second_record(name).encode(), 1 << 40, self.layout.owners).data
+        except (FileNotFoundError, Refused):
+            return None
+        finally:
+            os.close(folder)
+
+    def forget_record(self, name: TaskName) -> None:
+        """Remove what `leave_record` left, as far as it can be."""
+        with contextlib.suppress(OSError):
+            folder = self._open_logs(name.id)
+            try:
+                os.unlink(_second_record(name), dir_fd=folder)
+            finally:
+                os.close(folder)
+
     def fail(self, held: Claim, owner_folder: int, record: bytes) -> bool:
         """Record that a task is given up; False where the claim was taken meanwhile."""
         return self._complete(held, owner_folder, record, self.layout.failed)
@@ -373,6 +407,10 @@ class TaskQueue:
                 if not tries_left:
                     raise
         raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _second_record(name: TaskName) -> str:
+    return f"second.{name.attempt}.json"
 
 
 def won_file(name: TaskName) -> str:

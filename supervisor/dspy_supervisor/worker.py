@@ -33,6 +33,7 @@ from .embedding.options import shared_socket
 from .environments import Marks
 from .errors import ConfigError
 from .handlers import make
+from .hedges import SECOND, second_of
 from .kept import Kept
 from .log import log
 from .nodes import node_of
@@ -209,6 +210,8 @@ class Worker:
                 file = self._names.popleft()
                 if file.startswith(RELEASE):
                     self._kept.release_quietly(released_key(file))
+                elif file.startswith(SECOND):
+                    self._second(file, surroundings)
                 else:
                     self._one(file, surroundings)
                 if _Stop.asked:
@@ -272,6 +275,40 @@ class Worker:
         if duration > LONG_S:
             while self._names:
                 self._report(Report(Kind.RETURNED, self._names.popleft()))
+
+    def _second(self, order: str, surroundings: Surroundings) -> None:
+        """Run a task that another worker runs, too, and leave its record for the supervisor where it succeeds."""
+        owner, file = second_of(order)
+        why = ""
+        try:
+            folder = os.open(owner, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._queue.layout.claimed)
+            try:
+                held = self._queue.read_claim(file, folder)
+            finally:
+                os.close(folder)
+        except (OSError, Unusable) as error:
+            held, why = None, str(error)
+        handler = self._handlers.get(held.fields.kind) if held is not None else None
+        if held is None or handler is None:
+            self._report(Report(Kind.SECOND_FAILED, order, text=why or "it ended"))
+            return
+        started_at, started = time.time(), time.monotonic()
+        outcome = self._run(held, handler, started)
+        duration = time.monotonic() - started
+        self._page.slot_end(self._post.slot)
+        surroundings.restore_urgent()
+        stray = self._end_strays()
+        why = outcome.message
+        if outcome.ok and outcome.result is not None:
+            facts = Run(started_at, started_at + duration, duration, os.getpid(), self._post.owner)
+            try:
+                self._queue.leave_record(held, done_record(held, outcome.result, facts, self._queue.history(held.name)))
+            except OSError as error:
+                why = str(error)
+        surroundings.restore()
+        if stray is not None:
+            raise stray
+        self._report(Report(Kind.SECOND_FAILED if why else Kind.SECOND_DONE, order, duration, why))
 
     def _trace(self, held: Claim, outcome: Outcome, facts: Run, claimed_at: float, *, final: bool) -> None:
         assert self._tracer is not None

@@ -63,6 +63,7 @@ LAYERS = {
         "pool",
         "pool_worker",
         "hosts",
+        "hedges",
         "kept",
         "gpu_needs",
         "gpu_pool",

@@ -27,6 +27,7 @@ class TaskOptions(TypedDict, total=False):
     max_attempts: int | None  #: None: as the supervisor is configured
     idempotency_key: str | None  #: tasks of one key are one task
     affinity: str | None
+    idempotent: bool
     traceparent: str | None  #: W3C trace context; None: that of the task that puts it, where one does
     resources: Mapping[str, Any] | None
 
@@ -58,6 +59,7 @@ def prepare(
     max_attempts: int | None = None,
     idempotency_key: str | None = None,
     affinity: str | None = None,
+    idempotent: bool = False,
     traceparent: str | None = None,
     resources: Mapping[str, Any] | None = None,
 ) -> Prepared:
@@ -88,6 +90,7 @@ def prepare(
         "max_attempts": max_attempts,
     }
     options |= {"idempotency_key": idempotency_key, "affinity": affinity, "resources": resources}
+    options["idempotent"] = idempotent or None
     options["traceparent"] = traceparent or current.traceparent()
     return Prepared(task_id, envelope(payload, task_id=task_id, **options), fresh, delay_s)
 

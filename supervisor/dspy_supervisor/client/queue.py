@@ -92,6 +92,7 @@ class Queue:
         max_attempts: int | None = None,
         idempotency_key: str | None = None,
         affinity: str | None = None,
+        idempotent: bool = False,
         traceparent: str | None = None,
         resources: Mapping[str, Any] | None = None,
     ) -> str:
@@ -100,6 +101,7 @@ class Queue:
         ``payload``: JSON. ``kind``: what runs it, where that is not the class's handler. ``priority``: -100 to 100, more
         comes first. ``delay``: seconds before it may start. ``timeout``: seconds for one attempt. Tasks of one
         ``idempotency_key`` are one task, and so are tasks of one ``id``: the same again is answered as accepted.
+        ``affinity``: tasks of one run one after another, on one worker. ``idempotent``: it may run twice at once.
         ``traceparent``: a W3C trace context; a task that puts another hands on its own.
         Raises EnvelopeInvalid, DuplicateTask, QueueFull, QueueMissing, OSError; then nothing was accepted.
         """
@@ -114,6 +116,7 @@ class Queue:
             max_attempts=max_attempts,
             idempotency_key=idempotency_key,
             affinity=affinity,
+            idempotent=idempotent,
             traceparent=traceparent,
             resources=resources,
         )
