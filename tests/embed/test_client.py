@@ -146,6 +146,12 @@ def test_a_bad_text_fails_alone(serve, client, dialect):
     assert one.metrics()["refused"] == 1
 
 
+def test_many_bad_texts_hide_no_good_one(serve, client):
+    texts = [f"{POISON} {n}" if n < 20 or n % 2 else f"text {n}" for n in range(60)]
+    rows = client(serve("infermesh")).embed_each(texts)
+    assert [isinstance(row, EmbeddingRefused) for row in rows] == [POISON in text for text in texts]
+
+
 def test_a_bad_text_of_one_caller_is_nothing_to_another(serve):
     server = serve("infermesh")
 

@@ -26,13 +26,13 @@ TRUE = Null().embed(TEXTS)
         {"do": "status", "status": 503, "headers": {"Retry-After": "soon"}},
         {"do": "cut"},
         {"do": "cut_body"},
-        {"do": "slow", "s": 5},
+        {"do": "slow", "s": 30},
     ],
     ids=str,
 )
 def test_what_may_go_better_is_tried_again(serve, client, fault):
     server = serve("infermesh")
-    one = client(server, timeout_s=1 if fault["do"] == "slow" else 30)
+    one = client(server, timeout_s=2 if fault["do"] == "slow" else 30)
     server.fault(**fault, times=2 if fault["do"] != "slow" else 1)
     assert np.array_equal(one.embed(TEXTS), TRUE)
     assert one.metrics()["retried"] == one.metrics()["failed"] == (2 if fault["do"] != "slow" else 1)
@@ -94,7 +94,7 @@ def test_with_several_servers_another_one_answers_and_the_bad_one_is_left_alone_
     assert facts[bad.url]["opened"] >= 1 and facts[good.url]["opened"] == 0
     assert bad.counts["requests"] < 25
     bad.faults.clear()
-    until(lambda: one.embed(TEXTS) is not None and bad.batches, "the server that is well again is asked")
+    until(lambda: one.embed(TEXTS) is not None and bad.batches, "the server that is well again is asked", 90)
 
 
 def test_a_server_that_was_not_there_is_found_when_it_comes(client):

@@ -23,7 +23,8 @@ from .endpoint import SIZE, TEXT, Endpoint, TooMany
 from .limits import Limits
 
 Row: TypeAlias = "Vectors | EmbeddingError"
-_PROOFS = 8  # texts refused one by one, and none taken: it is not the texts that are at fault
+_PROOFS = 8  # texts refused one by one, and none taken: perhaps it is not the texts that are at fault
+_HARMLESS = "text"
 
 
 @dataclass(slots=True)
@@ -69,7 +70,9 @@ class Sender:
         except TooMany:
             parts = self._parts(texts, min(self.limits.texts, len(texts) - 1))
         except EmbeddingRefused as error:
-            if error.status not in SIZE | TEXT or (halving.refused >= _PROOFS and not halving.taken):
+            if error.status not in SIZE | TEXT:
+                raise
+            if halving.refused >= _PROOFS and not halving.taken and not await self._takes_anything(halving):
                 raise
             if len(texts) == 1:
                 halving.refused += 1
@@ -80,6 +83,15 @@ class Sender:
             halving.taken += len(texts)
             return list(vectors)
         return [row for part in parts for row in await self._rows(part, halving)]
+
+    async def _takes_anything(self, halving: _Halving) -> bool:
+        """Whether the server takes a text that no model can mind: else it is not the texts that are at fault."""
+        try:
+            await self._send([_HARMLESS])
+        except EmbeddingRefused:
+            return False
+        halving.taken += 1
+        return True
 
     @staticmethod
     def _parts(texts: Sequence[str], size: int) -> list[Sequence[str]]:
