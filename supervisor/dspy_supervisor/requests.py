@@ -16,6 +16,7 @@ from .lanes import CLOSING
 from .lookup import find_one, quarantined, read_record
 from .nodes import node_of
 from .pool_worker import Worker
+from .schedule import Reading
 from .settle import count_end
 from .task import Cause, State, TaskName, WorkloadClass
 from .taskqueue import parse_delayed, past_causes
@@ -178,7 +179,7 @@ def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:
     }
 
 
-def _budget_status(reading: budget.Reading) -> dict[str, Any]:
+def _budget_status(reading: Reading) -> dict[str, Any]:
     return {
         "requests_per_minute": reading.rates.requests or None,
         "tokens_per_minute": reading.rates.tokens or None,

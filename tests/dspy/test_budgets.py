@@ -14,6 +14,7 @@ from dspy_fastpath.counters import Page
 from dspy_supervisor import Queue, budget
 from dspy_supervisor.dspy import QueueEvaluate, budgeted
 from dspy_supervisor.dspy.lm import BudgetedEngine
+from dspy_supervisor.schedule import Reading
 
 from ..conftest import Start, Supervised, clean_environ, until
 from . import programs
@@ -22,7 +23,7 @@ from .provider import Provider
 pytestmark = pytest.mark.xdist_group("dspy")
 
 
-def readings(supervisor: Supervised) -> dict[str, budget.Reading]:
+def readings(supervisor: Supervised) -> dict[str, Reading]:
     path = next(supervisor.runtime.glob("*.main.page"))
     with Page.attach(path) as page:
         return {reading.name: reading for reading in budget.readings(page)}

@@ -7,12 +7,13 @@ from itertools import pairwise
 
 import pytest
 from dspy_fastpath.counters import Page
-from dspy_supervisor import budget
-from dspy_supervisor.budget import SHARE, Budget, BudgetExhausted, Rates
+from dspy_supervisor import budget, schedule
+from dspy_supervisor.budget import BudgetExhausted
 from dspy_supervisor.config import load
-from dspy_supervisor.config_llm import parse_rates
+from dspy_supervisor.config_llm import Rates, parse_rates
 from dspy_supervisor.errors import ConfigError, SupervisorError
 from dspy_supervisor.limit_headers import pause_told, rates_told
+from dspy_supervisor.schedule import SHARE, Budget
 
 S = 1_000_000_000
 
@@ -34,6 +35,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(budget, "time", clock)
+    monkeypatch.setattr(schedule, "time", clock)
     return clock
 
 

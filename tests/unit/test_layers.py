@@ -46,7 +46,7 @@ LAYERS = {
             "fsck",
         ),
         *("devices", "cuda_errors", "cuda_process", "vram"),
-        *("limit", "limit_terms", "adaptive", "gpu", "host", "metrics", "budget", "limit_headers"),
+        *("limit", "limit_terms", "adaptive", "gpu", "host", "metrics", "budget", "schedule", "limit_headers"),
         *("times", "history", "recorder"),
     },
     "sockets": {"checkpoint", "parts", "link", "channel", "traces"},

@@ -15,20 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 #: few values each; never a task, a worker or a process
-LABELS = {
-    "budget",
-    "class",
-    "outcome",
-    "cause",
-    "reason",
-    "state",
-    "command",
-    "service",
-    "status",
-    "gpu",
-    "resource",
-    "version",
-}
+LABELS = {"class", "outcome", "cause", "reason", "state", "command", "service", "status", "gpu", "resource", "version"}
 LABELS |= {"budget", "part", "name"}
 OLDER = {
     *("env_queue_depth", "gpu_wait_seconds", "env_error_rate", "queue_depth", "orchestrator_concurrency_limit"),

@@ -13,8 +13,9 @@ from typing import Any
 from dspy_fastpath.counters import Counter, Gauge, Global, GpuValue, Histogram, HostValue
 
 from .. import __version__
-from ..budget import Reading, readings
+from ..budget import readings
 from ..limit_terms import Reason
+from ..schedule import Reading
 from ..task import Cause
 from .embedding import EMBEDDING
 from .view import PREFIX, Metric, Sample, View, by_class, by_gpu, counter, gauge, histogram, of_host, one, place
