@@ -20,7 +20,7 @@ from ...client.access import Access
 from ...errors import SupervisorError
 from ...layout import Layout, list_folder
 from ...log import log
-from ...lookup import Found, read_found
+from ...lookup import Found, find_one, read_found
 from ...task import Cause, State, TaskName, WorkloadClass
 from ...taskqueue import parse_delayed
 from .ring import Ring
@@ -200,9 +200,10 @@ class _Sights:
         """Return a task's class from its file, wherever that has got to meanwhile."""
         record = f"{name.id}.json"
         ends = (Found(State.DONE, record, self._layout.done), Found(State.FAILED, record, self._layout.failed))
-        for place in (found, *ends):
+        for place in (found, *ends, None):  # None: between these, as while it runs
             with contextlib.suppress(OSError):
-                if (got := read_found(self._layout, place)) is not None:
+                there = place or find_one(self._layout, name.id)
+                if there is not None and (got := read_found(self._layout, there)) is not None:
                     return str(WorkloadClass.parse(got.fields.task_class))
         return None
 
