@@ -117,8 +117,9 @@ class Backlog:
         """Return how many tasks come before this one; for one with a key, of that key."""
         if (lane := self.lanes.find(file)) is not None:
             return lane.position(file)
-        ahead = sorted(entry for entry in self._heap if entry.file in self._files)
-        return next((index for index, entry in enumerate(ahead) if entry.file == file), len(ahead))
+        # One that went and came again has two entries, the first of which counts.
+        ahead = list(dict.fromkeys(entry.file for entry in sorted(self._heap) if entry.file in self._files))
+        return ahead.index(file) if file in ahead else len(ahead)
 
     def clear(self) -> None:
         """Forget everything that waits, for a scan that begins anew."""

@@ -67,6 +67,7 @@ def test_the_page_tells_since_when_the_oldest_waits_and_how_long_tasks_took_in_a
     with page_of(supervisor) as page:
         gate = rig.gate("first")
         gate.wait()
+        until(lambda: page.gauge(CPU_SHORT, Gauge.OLDEST) == 0, "the page knows that it waits no more")
         rig.drop("second")
         until(lambda: page.gauge(CPU_SHORT, Gauge.OLDEST), "one waits")
         second_at = page.gauge(CPU_SHORT, Gauge.OLDEST) / 1e9

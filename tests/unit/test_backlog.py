@@ -125,6 +125,16 @@ def test_a_class_that_was_away_claims_nothing_back():
     assert Counter(shares.next(["a", "b"]) for _ in range(20))["b"] <= 11
 
 
+def test_a_task_that_went_and_came_again_has_one_place():
+    for backlog in (Backlog(1.0), Shelf(1.0)):
+        backlog.add("late", 1.0, 0)
+        for _ in range(3):
+            backlog.add("early", 0.0, 0)
+            backlog.discard("early")
+        backlog.add("early", 0.0, 0)
+        assert (backlog.position("early"), backlog.position("late")) == (0, 1)
+
+
 # -- a backlog whose next is chosen -----------------------------------------------------------------------------------------
 
 
