@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
+from selenium.webdriver.chrome.service import Service
 
-from tests.conftest import until
+from tests.conftest import END_S
 
 AXE = Path(__file__).with_name("axe") / "axe.min.js"
 _OPTIONS = (
@@ -21,6 +24,14 @@ _OPTIONS = (
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
+)
+_SEEN = "const isSeen = (one) => one.checkVisibility({visibilityProperty: true});"
+_WAIT = (
+    _SEEN
+    + """const given = [...arguments], done = given.pop();
+const look = () => { const found = LOOK; if (found) { clearInterval(looking); done(found); } };
+const looking = setInterval(look, 30);
+look();"""
 )
 _SERIOUS = ("serious", "critical")
 
@@ -57,25 +68,35 @@ class Browser:
 
     def sees(self, css: str, words: str) -> None:
         """Wait until an element that fits says these words."""
-        until(lambda: any(words in text for text in self.texts(css)), f"{css} says {words!r}")
+        look = "[...document.querySelectorAll(given[0])].some((one) => one.innerText.replaceAll('\\xa0', ' ').includes(given[1]))"
+        self.wait(f"{css} says {words!r}", look, css, words)
+
+    def wait(self, what: str, look: str, *given: Any) -> Any:
+        """Return what an expression in JavaScript is as soon as that is true; the browser itself looks, often."""
+        try:
+            return self.driver.execute_async_script(_WAIT.replace("LOOK", look), *given)
+        except TimeoutException:
+            pytest.fail(f"{what}: not within {END_S:g} s; the page says:\n{self.text('body')[:3000]}")
+
+    def gone(self, css: str) -> None:
+        """Wait until no element that fits can be seen."""
+        self.wait(f"{css} is gone", "![...document.querySelectorAll(given[0])].some(isSeen)", css)
 
     def is_shown(self, css: str) -> bool:
-        """Whether an element that fits takes a place on the page."""
-        return bool(
-            self.run("return [...document.querySelectorAll(arguments[0])].some((one) => one.checkVisibility())", css)
-        )
+        """Whether an element that fits can be seen."""
+        return bool(self.run(_SEEN + "return [...document.querySelectorAll(arguments[0])].some(isSeen)", css))
 
     def press(self, words: str, within: str = "body") -> None:
         """Wait for a button of this name that can be seen, and click it."""
-        script = """return [...document.querySelectorAll(arguments[0] + " button")].find((one) => one.checkVisibility()
-            && [one.innerText.trim(), one.getAttribute("aria-label")].includes(arguments[1]))"""
-        found = until(lambda: self.run(script, within, words), f"a button {words!r} in {within}")
+        look = """[...document.querySelectorAll(given[0] + " button")].find((one) => isSeen(one)
+            && [one.innerText.trim(), one.getAttribute("aria-label")].includes(given[1]))"""
+        found = self.wait(f"a button {words!r} in {within}", look, within, words)
         self.run("arguments[0].scrollIntoView({block: 'center'})", found)
         found.click()
 
     def write(self, css: str, words: str) -> None:
         """Replace the text of a field, as by hand."""
-        found = until(lambda: self.run("return document.querySelector(arguments[0])", css), css)
+        found = self.wait(css, "document.querySelector(given[0])", css)
         found.clear()
         found.send_keys(words)
 
@@ -117,15 +138,13 @@ def browser() -> Iterator[Browser]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(
             "needs chromium and chromedriver (Debian: chromium-driver)"
         )
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
     options = webdriver.ChromeOptions()
     options.binary_location = str(programs[0])
     for option in _OPTIONS:
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(str(programs[1])))
+    driver.set_script_timeout(END_S)
     try:
         yield Browser(driver)
     finally:

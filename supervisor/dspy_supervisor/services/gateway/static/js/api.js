@@ -57,17 +57,6 @@ export async function listen(path, signal, take) {
   }
 }
 
-/** Hand the pieces of a text that grows to `take` until it ends. */
-export async function follow(path, query, signal, take) {
-  const answer = await send("GET", path, query, undefined, signal);
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    take(value);
-  }
-}
-
 function event(block, take) {
   let name = "message";
   const data = [];

@@ -4,7 +4,7 @@
 import { h, say } from "./dom.js";
 import { clock } from "./format.js";
 
-const HEIGHT = 150;
+const HEIGHT = 156;
 const LEAST_S = 60; // an axis shows at least so long
 const drawn = new Set();
 
@@ -95,7 +95,7 @@ export class Chart {
     return {
       width: this.place.clientWidth,
       height: HEIGHT,
-      padding: [8, 12, 0, 0],
+      padding: [8, 30, 0, 0],
       legend: { show: false },
       cursor: { sync: { key: "moments", setSeries: false }, drag: { x: false, y: false }, y: false, points: { size: 6 } },
       hooks: { setCursor: [(plot) => this.read(plot.cursor.left >= 0 ? (plot.cursor.idx ?? null) : null)] },
@@ -104,7 +104,7 @@ export class Chart {
         y: { range: (_, low, high) => [0, Math.max(this.least, (high ?? 0) * 1.12)] },
       },
       axes: [
-        { ...axis, size: 24, space: 64, gap: 4, grid: { show: false }, values: (_, at) => at.map((one) => this.moment(one)) },
+        { ...axis, size: 30, space: 72, gap: 10, grid: { show: false }, values: (_, at) => at.map((one) => this.moment(one)) },
         { ...axis, size: 52, space: 34, gap: 6, values: (_, ticks) => ticks.map((tick) => this.unit(tick)) },
       ],
       series: [{}, ...this.lines.map((line) => this.series(line))],

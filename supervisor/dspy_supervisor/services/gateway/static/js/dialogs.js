@@ -4,6 +4,7 @@ import { Problem, hasToken, useToken } from "./api.js";
 import { byId, h, say } from "./dom.js";
 
 const NOTICE_MS = 8000;
+const place = byId("notice");
 let leaving = null;
 
 /**
@@ -55,7 +56,8 @@ export function words(error) {
 
 /** Show a line for a while. */
 export function notice(text, tone) {
-  const place = byId("notice");
+  const top = document.querySelector("dialog[open]") ?? document.body; // what lies below a dialog is not told
+  if (place.parentNode !== top) top.append(place);
   place.dataset.tone = tone;
   say(place, text);
   clearTimeout(leaving);

@@ -5,7 +5,7 @@ import { listen, Problem } from "./api.js";
 
 const LATE_MS = 3500; // three beats missed
 const DEAD_MS = 12_000; // a stream so silent leads nowhere
-const HIDDEN_MS = 60_000; // a page that nobody sees gives its connection back
+const HIDDEN_MS = 20_000; // a page that nobody sees gives its connection back
 const PAUSES_MS = [500, 1000, 2000, 4000, 8000];
 
 /** The connection; `onstatus(status)` for each news, `onstate(state)` when `state` changes, and each second it is not live. */
@@ -28,7 +28,18 @@ export class Live {
       this.hiddenAt = document.hidden ? Date.now() : null;
       if (!document.hidden && this.state !== "live") this.connect();
     });
+    // A browser that keeps a page to go back to keeps its connections, too, and has only six.
+    window.addEventListener("pagehide", () => this.leave("the page was left"));
+    window.addEventListener("pageshow", (event) => event.persisted && this.connect());
     this.connect();
+  }
+
+  /** Give the connection back. */
+  leave(why) {
+    const stream = this.stream;
+    this.stream = null;
+    stream?.abort();
+    this.tell("away", why);
   }
 
   /** Try now. */
@@ -69,10 +80,7 @@ export class Live {
   look() {
     const now = Date.now();
     if (this.hiddenAt && now - this.hiddenAt > HIDDEN_MS && this.state === "live") {
-      const stream = this.stream;
-      this.stream = null;
-      stream?.abort();
-      this.tell("away", "paused while the page was hidden");
+      this.leave("paused while the page was hidden");
     } else if (this.state === "lost") {
       if (this.againAt && now >= this.againAt) this.connect();
       this.onstate(this);

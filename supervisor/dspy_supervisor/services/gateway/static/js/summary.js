@@ -20,7 +20,7 @@ export function verdict(status, recent) {
   if (paused.length) {
     const waiting = paused.reduce((total, [, one]) => total + one.pending, 0);
     const names = paused.length === classes.length ? "Everything" : paused.map(([name]) => name).join(", ");
-    return { tone: "warn", text: `${names} ${paused.length > 1 && names !== "Everything" ? "are" : "is"} paused${waiting ? `, ${many(waiting, "task")} wait` : ""}.` };
+    return { tone: "warn", text: `${names} ${paused.length > 1 && names !== "Everything" ? "are" : "is"} paused${waiting ? `, ${many(waiting, "task")} ${waiting === 1 ? "waits" : "wait"}` : ""}.` };
   }
   for (const [name, one] of classes) {
     if (one.reason && one.pending) return { tone: "warn", text: sentence(`${name}: ${one.reason}`) };

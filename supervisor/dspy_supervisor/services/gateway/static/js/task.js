@@ -1,6 +1,6 @@
 // One task, from its put to its end: its story, what it was given, what came out, and what can be done with it.
 
-import { Problem, follow, get, getText, order } from "./api.js";
+import { Problem, get, getText, order } from "./api.js";
 import { confirm, perform, words } from "./dialogs.js";
 import { attribute, byId, h, say } from "./dom.js";
 import { bytes, clock, epoch, span } from "./format.js";
@@ -8,7 +8,9 @@ import { NAMES } from "./tasks.js";
 
 const AGAIN_MS = 1000;
 const LONGEST = 20_000; // characters of one text that are shown
-const OUTPUT = 200_000;
+const LINES = 500; // of its output
+const OUTPUT = 100_000; // characters of it
+const STREAMS = ["stdout", "stderr", "job"];
 const access = { writable: false };
 let current = null;
 
@@ -80,6 +82,7 @@ class Sheet {
       this.over = ["done", "failed", "quarantined"].includes(task.state);
       this.show(task, story);
       if (!this.over) this.explain();
+      this.read();
     } catch (error) {
       if (this.stop.signal.aborted) return;
       say(this.facts, error instanceof Problem && error.status === 404 ? "There is no such task (any more)." : words(error));
@@ -148,31 +151,30 @@ class Sheet {
     this.load();
   }
 
-  /** Return the boxes for what the task wrote, which are filled when they are opened and grow while it runs. */
+  /** Return the boxes for what the task wrote; they are there once it wrote something. */
   logs() {
-    return ["stdout", "stderr"].map((stream) => {
-      if (!this.output.has(stream)) {
-        const text = h("pre", { tabindex: "0", role: "region", "aria-label": stream });
-        const box = h("details", { class: "part", hidden: true }, h("summary", {}, `Output: ${stream}`), text);
-        this.output.set(stream, box);
-        this.read(stream, box, text);
-      }
-      return this.output.get(stream);
-    });
+    for (const stream of STREAMS) {
+      if (this.output.has(stream)) continue;
+      const text = h("pre", { tabindex: "0", role: "region", "aria-label": stream });
+      this.output.set(stream, h("details", { class: "part", hidden: true }, h("summary", {}, `Output: ${stream}`), text));
+    }
+    return [...this.output.values()];
   }
 
-  async read(stream, box, text) {
-    const take = (piece) => {
-      if (!piece) return;
-      box.hidden = false;
-      text.append(piece);
-      if (text.textContent.length > OUTPUT) say(text, text.textContent.slice(-OUTPUT / 2));
-    };
-    try {
-      if (this.over) take(await getText(`${this.path}/logs`, { stream, tail: 500 }));
-      else await follow(`${this.path}/logs`, { stream, tail: 500, follow: 1 }, this.stop.signal, take);
-    } catch {
-      // It wrote nothing that is kept, or the sheet was closed.
+  /** Read the last lines of it again. A connection that follows it would be one of the few that a browser has. */
+  async read() {
+    for (const [stream, box] of this.output) {
+      try {
+        const text = await getText(`${this.path}/logs`, { stream, tail: LINES });
+        if (this.stop.signal.aborted || !text) continue;
+        const place = box.lastChild;
+        const atEnd = place.scrollTop + place.clientHeight >= place.scrollHeight - 4;
+        box.hidden = false;
+        say(place, text.slice(-OUTPUT));
+        if (atEnd) place.scrollTop = place.scrollHeight;
+      } catch {
+        return; // the story says whether the task is there at all
+      }
     }
   }
 }
