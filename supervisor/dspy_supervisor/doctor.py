@@ -42,6 +42,7 @@ def examine(config: Config) -> Iterator[Finding]:
     yield _space(folder)
     yield _permissions(config)
     yield from _http(config)
+    yield _traces(config)
     yield _runtime(config.runtime_dir)
     try:
         with scratch_folder(folder) as scratch:
@@ -186,6 +187,16 @@ def _permissions(config: Config) -> Finding:
         message = f"group {folder.stat().st_gid} may write {folder}, and so run programs as you"
         return Finding("permissions", Level.WARN, message, f"chmod g-w {folder}, unless that is meant")
     return Finding("permissions", Level.OK, f"nobody else may write {folder}{missing}")
+
+
+def _traces(config: Config) -> Finding:
+    missing = importlib.util.find_spec("opentelemetry") is None
+    if config.otel_endpoint is None:
+        return Finding("traces", Level.OK, "off: OTEL_EXPORTER_OTLP_ENDPOINT names where spans go")
+    if missing:
+        message = "there is no opentelemetry: the supervisor works, and sends no spans"
+        return Finding("traces", Level.WARN, message, "pip install 'dspy-supervisor[otel]'")
+    return Finding("traces", Level.OK, f"sent to {config.otel_endpoint}")
 
 
 def _http(config: Config) -> Iterator[Finding]:

@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 import pytest
-from dspy_supervisor import Queue
 
 from ..conftest import Supervised, until
 from ..system.conftest import Rig
@@ -125,13 +124,6 @@ def test_what_a_handler_calls_and_puts_hangs_on_its_run(rig: Rig, collector: Col
     assert seen == f"00-{run.trace_id}-{run.span_id}-01"
 
 
-def test_without_a_collector_the_producers_context_goes_on_as_it_is(rig: Rig) -> None:
-    rig.start(settings={"kinds": "command"})
-    command = ["sh", "-c", 'echo "__DSPY_RESULT__: \\"$TRACEPARENT\\""']
-    rig.drop("a1", {"argv": command}, kind="command", traceparent=GIVEN)
-    assert rig.record("a1")["runner_result"] == GIVEN
-
-
 def test_what_ran_when_the_supervisor_was_told_to_stop_is_sent(rig: Rig, collector: Collector, start: Any) -> None:
     supervisor = start()
     gate = rig.gate("a1")
@@ -183,11 +175,14 @@ def test_without_the_extra_tasks_run_and_status_names_the_remedy(rig: Rig, start
     assert supervisor.stop() == 0
 
 
-def test_the_command_line_hands_on_the_context_of_what_calls_it(rig: Rig) -> None:
-    rig.start()
+def test_without_a_collector_the_producers_context_goes_on_as_it_is(rig: Rig) -> None:
+    """From what calls the command line to a program that a task runs."""
+    rig.start(settings={"kinds": "command"})
+    payload = json.dumps({"argv": ["sh", "-c", 'echo "__DSPY_RESULT__: \\"$TRACEPARENT\\""']})
     environ = {**os.environ, "TRACEPARENT": GIVEN, "HOME": str(rig.folder)}
-    command = [sys.executable, "-m", "dspy_supervisor", "submit", "--queue-dir", str(rig.queue), "--json", "{}"]
-    ended = subprocess.run(command, env=environ, capture_output=True, check=True, cwd=rig.folder)
-    with Queue(rig.queue) as queue:
-        record = queue.record(json.loads(ended.stdout)["id"]) or rig.record(json.loads(ended.stdout)["id"])
-    assert record["traceparent"] == GIVEN
+    command = [sys.executable, "-m", "dspy_supervisor", "submit", "--queue-dir", str(rig.queue), "--json"]
+    ended = subprocess.run(
+        [*command, "--kind", "command", payload], env=environ, capture_output=True, check=True, cwd=rig.folder
+    )
+    record = rig.record(json.loads(ended.stdout)["id"])
+    assert record["traceparent"] == record["runner_result"] == GIVEN

@@ -194,3 +194,13 @@ def test_a_socket_in_the_way_of_the_folder_is_no_traceback(config):
         taken.bind(str(config.queue_dir))
         levels = {one.level for one in doctor.examine(config)}
     assert Level.FAIL in levels
+
+
+def test_traces_are_sent_where_what_sends_them_is_there(config, monkeypatch):
+    def finding(endpoint, there):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: there)
+        return doctor._traces(replace(config, otel_endpoint=endpoint))
+
+    assert finding(None, None).level is Level.OK
+    assert finding("http://127.0.0.1:4318", object()).message == "sent to http://127.0.0.1:4318"
+    assert finding("http://127.0.0.1:4318", None).remedy == "pip install 'dspy-supervisor[otel]'"
