@@ -45,6 +45,23 @@ def json_object() -> Kind:
     return Kind('a JSON object, as {"key": "value"}', read)
 
 
+def addresses() -> Kind:
+    """Addresses of servers, each with a host and, if any, a port that can be one."""
+    inner = words(r"https?://[^\s,]+", "addresses as http://host:port")
+
+    def read(value: object) -> object:
+        from urllib.parse import urlsplit
+
+        found = inner.read(value)
+        assert isinstance(found, tuple)
+        for parts in map(urlsplit, found):
+            if not parts.hostname or parts.port == 0:  # to ask for a port above 65535 raises ValueError
+                raise ValueError
+        return found
+
+    return inner._replace(read=read)
+
+
 def key() -> Kind:
     """A word without spaces; those around it, as a file's last newline, are not its own."""
     inner = text(r"[!-~]{1,8192}", "a key of printable characters")
@@ -60,7 +77,7 @@ class EmbedSettings:
     """The part of Config that is about embedding servers."""
 
     embed_urls: tuple[str, ...] = setting(
-        words(r"https?://[^\s,]+", "addresses as http://host:port"),
+        addresses(),
         "embedding servers of the same model; each request goes to the one that has the least to do",
         (),
         also=("INFERMESH_BASE_URL", "INFERMESH_URL"),

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from .config import Config
 from .errors import QueueUnsafe
@@ -24,6 +25,7 @@ from .trials import Finding, Level, scratch_folder, try_all
 
 COMPILED = ("claim", "counters", "envelope", "ids", "inotify")
 _LEAST_FREE_BYTES = 64 << 20  # the reserve that submitting leaves to results
+_CONNECT_S = 2.0
 _SANE_SINCE = 1735689600  # 2025-01-01: a clock before that was never set
 
 
@@ -43,6 +45,7 @@ def examine(config: Config) -> Iterator[Finding]:
     yield _permissions(config)
     yield from _http(config)
     yield _traces(config)
+    yield from _embedding(config)
     yield _runtime(config.runtime_dir)
     try:
         with scratch_folder(folder) as scratch:
@@ -197,6 +200,25 @@ def _traces(config: Config) -> Finding:
         message = "there is no opentelemetry: the supervisor works, and sends no spans"
         return Finding("traces", Level.WARN, message, "pip install 'dspy-supervisor[otel]'")
     return Finding("traces", Level.OK, f"sent to {config.otel_endpoint}")
+
+
+def _embedding(config: Config) -> Iterator[Finding]:
+    """Look for the configured embedding servers; nothing is said where there are none."""
+    missing = [name for name in ("httpx2", "stamina") if importlib.util.find_spec(name) is None]
+    if missing and config.embed_urls:
+        yield Finding("embedding", Level.WARN, f"there is no {missing[0]}", "pip install 'dspy-supervisor[embed]'")
+    for url in config.embed_urls:
+        parts = urlsplit(url)
+        place = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")  # without a password
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname or "", port), _CONNECT_S).close()
+        except OSError as error:
+            remedy = "start it, or name another in embed_urls (INFERMESH_URL)"
+            message = f"{place} takes no connection: {error.strerror or error}; tasks that embed wait for it"
+            yield Finding("embedding", Level.WARN, message, remedy)
+        else:
+            yield Finding("embedding", Level.OK, f"{place} takes connections")
 
 
 def _http(config: Config) -> Iterator[Finding]:

@@ -63,13 +63,21 @@ def test_our_own_variable_wins_and_of_the_older_ones_the_more_particular(get):
 def test_a_variable_that_other_programs_use_too_may_mean_something_else(get):
     assert get(BATCH_SIZE="auto", REQUEST_TIMEOUT_SECS="never").embed_batch_size == 512
     for variable, expected in [
-        ("INFERMESH_URL", "http://host:port"),
+        ("INFERMESH_BASE_URL", "http://host:port"),
         ("INFERMESH_BATCH_SIZE", "a whole number"),
         ("INFERMESH_OPTIONS", "a JSON object"),
         ("DSPY_EMBED_WAIT_MS", "milliseconds"),
     ]:
         with pytest.raises(ConfigError, match=expected):
             get(**{variable: "[nonsense]"})
+
+
+@pytest.mark.parametrize(
+    "address", ["host:80", "http://", "http://:80", "http://h:99999", "http://h:0", "ftp://h", "http://[h"]
+)
+def test_an_address_that_cannot_be_one_is_refused(get, address):
+    with pytest.raises(ConfigError, match="addresses as http://host:port"):
+        get(INFERMESH_URL=address)
 
 
 def test_the_key_may_lie_in_a_file_and_is_shown_nowhere(get, tmp_path):

@@ -77,6 +77,22 @@ def test_the_gateway_is_judged_by_what_is_installed_and_by_who_reaches_it(config
     assert nowhere.level is Level.FAIL
 
 
+def test_embedding_servers_are_looked_for_where_some_are_configured(config, monkeypatch):
+    there = importlib.util.find_spec
+    assert "embedding" not in findings(config)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there("json"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        url = f"http://user:secret@127.0.0.1:{port}"
+        there_now = findings(replace(config, embed_urls=(url,)))["embedding"]
+    assert (there_now.level, there_now.message) == (Level.OK, f"http://127.0.0.1:{port} takes connections")
+    gone = findings(replace(config, embed_urls=(url,)))["embedding"]
+    assert gone.level is Level.WARN and "refused" in gone.message and "secret" not in gone.message
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    lacking = [one for one in doctor.examine(replace(config, embed_urls=(url,))) if one.check == "embedding"]
+    assert lacking[0].remedy == "pip install 'dspy-supervisor[embed]'"
+
+
 def test_a_folder_that_others_may_write_fails_and_the_bit_is_named(config, tmp_path):
     config.queue_dir.chmod(0o777)
     found = findings(config)["permissions"]
