@@ -125,14 +125,17 @@ def test_what_a_handler_calls_and_puts_hangs_on_its_run(rig: Rig, collector: Col
 
 
 def test_what_ran_when_the_supervisor_was_told_to_stop_is_sent(rig: Rig, collector: Collector, start: Any) -> None:
-    supervisor = start()
-    gate = rig.gate("a1")
-    gate.wait()
+    supervisor = start(workers=2)
+    first, second = rig.gate("a1"), rig.gate("a2")
+    first.wait()
+    second.wait()
     supervisor.signal(signal.SIGTERM)
     until(lambda: '"event":"stopping"' in supervisor.log, "it drains")
-    gate.open()
+    first.open()
+    whole(collector, "a1")  # a service that was told to end with the others has ended by now
+    second.open()
     assert supervisor.wait() == 0
-    assert {span.name for span in collector.of("a1")} == {*STEPS, "task cpu_short"}
+    assert {span.name for span in collector.of("a2")} == {*STEPS, "task cpu_short"}
 
 
 def test_a_collector_that_is_not_there_is_said_and_gets_the_spans_when_it_comes(rig: Rig, start: Any) -> None:
