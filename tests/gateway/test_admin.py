@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import until
 
 from .api import Api, next_event, served
-from .conftest import Open
+from .conftest import TOKEN, Gateway, Open
 
 pytestmark = pytest.mark.xdist_group("gateway-admin")
 
@@ -113,3 +113,17 @@ def test_live_says_so_when_the_supervisor_does_not_answer(gateway: Open) -> None
                     break
         finally:
             api.supervisor.signal(signal.SIGCONT)
+
+
+def test_a_caller_is_told_whether_it_may_change_things(locked: Gateway) -> None:
+    token = {"Authorization": f"Bearer {TOKEN}"}
+    assert locked.get("/v1/status").json["gateway"]["writable"] is False
+    assert locked.ask("GET", "/v1/status", headers=token).json["gateway"]["writable"] is True
+    for method, path in (
+        *(("POST", f"/v1/tasks{path}") for path in ("", "/batch", "/a/cancel", "/a/retry")),
+        *(("POST", f"/v1/queue/{order}") for order in ("pause", "resume", "drain")),
+        ("PUT", "/v1/classes/gpu/limit"),
+        *(("POST", path) for path in ("/queue/submit", "/api/env-queue/submit", "/api/env-queue/config")),
+    ):
+        assert locked.ask(method, path, {"payload": 1}).status == 401, path
+    assert locked.ask("POST", "/queue/status").status == 200

@@ -68,10 +68,8 @@ async def accept(context: Context, task: Prepared) -> bool:
     if task.fresh:
         await context.disk.put(task)
         return True
-    while (
-        other := context.accepting.get(task.id)
-    ) is not None:  # the same task is put at this moment: see what comes of it
-        await asyncio.wait([other])
+    while (other := context.accepting.get(task.id)) is not None:
+        await asyncio.wait([other])  # the same task is put at this moment: see what comes of it
     done = context.accepting[task.id] = asyncio.get_running_loop().create_future()
     try:
         there = await context.apart(lambda: find_one(context.sync_queue.access.now(), task.id))
