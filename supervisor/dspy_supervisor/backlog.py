@@ -31,7 +31,7 @@ class Backlog:
     def __init__(self, ageing_s: float) -> None:
         self._ageing_s = ageing_s
         self._heap: list[Entry] = []
-        self._files: set[str] = set()
+        self._files: dict[str, float] = {}  # to the key of its entry: one that came again has older entries, too
         self._arrivals: list[tuple[float, str]] = []  # heap; entries of tasks that are gone are passed over
         self.lanes = Lanes()  #: those of its tasks that have a key
 
@@ -48,8 +48,8 @@ class Backlog:
         """Take a task that arrived at ``arrived`` (epoch seconds); False where it is known already."""
         if file in self._files:
             return False
-        self._files.add(file)
-        heapq.heappush(self._heap, Entry(arrived - priority * self._ageing_s, file, priority))
+        key = self._files[file] = arrived - priority * self._ageing_s
+        heapq.heappush(self._heap, Entry(key, file, priority))
         heapq.heappush(self._arrivals, (arrived, file))
         return True
 
@@ -72,7 +72,7 @@ class Backlog:
     @property
     def next_turn(self) -> float:
         """When the next of these is due among the tasks that have a key; infinity where there is none."""
-        while self._heap and self._heap[0].file not in self._files:
+        while self._heap and not self._is_current(self._heap[0]):
             heapq.heappop(self._heap)
         return self._heap[0].key if self._heap else math.inf
 
@@ -80,7 +80,7 @@ class Backlog:
         """Take a task that has a key; ``is_new``: it was never tried. False where it is known already."""
         if file in self._files:
             return False
-        self._files.add(file)
+        self._files[file] = math.nan  # it is in a lane, and has no entry
         heapq.heappush(self._arrivals, (arrived, file))
         self.lanes.add(key, Waiting(is_new, arrived, file, arrived - priority * self._ageing_s))
         return True
@@ -89,37 +89,44 @@ class Backlog:
         """Return the next task for a worker of those bound to ``source``, and forget it; None where there is none."""
         file = self.lanes.take(source, host, now)
         if file is not None:
-            self._files.discard(file)
+            self._files.pop(file, None)
         return file
 
     def discard(self, file: str) -> bool:
         """Forget a task; False where it wasn't known."""
         if file not in self._files:
             return False
-        self._files.discard(file)  # its entry is passed over when it comes up
+        self._files.pop(file, None)  # its entry is passed over when it comes up
         if self.lanes.waiting:
             self.lanes.discard(file)
         if len(self._heap) > 64 and len(self._heap) > 2 * len(self._files):
-            self._heap = [entry for entry in self._heap if entry.file in self._files]
+            self._heap = [entry for entry in self._heap if self._is_current(entry)]
             heapq.heapify(self._heap)
         return True
 
     def pop(self) -> str | None:
         """Return the task that is next, and forget it; None where nothing waits."""
         while self._heap:
-            file = heapq.heappop(self._heap).file
-            if file in self._files:
-                self._files.discard(file)
-                return file
+            entry = heapq.heappop(self._heap)
+            if self._is_current(entry):
+                del self._files[entry.file]
+                return entry.file
         return None
 
     def position(self, file: str) -> int:
         """Return how many tasks come before this one; for one with a key, of that key."""
         if (lane := self.lanes.find(file)) is not None:
             return lane.position(file)
-        # One that went and came again has two entries, the first of which counts.
-        ahead = list(dict.fromkeys(entry.file for entry in sorted(self._heap) if entry.file in self._files))
+        ahead = self._in_order()
         return ahead.index(file) if file in ahead else len(ahead)
+
+    def _in_order(self) -> list[str]:
+        """Return what waits, first the next."""
+        return list(dict.fromkeys(entry.file for entry in sorted(self._heap) if self._is_current(entry)))
+
+    def _is_current(self, entry: Entry) -> bool:
+        """Whether its task waits, and waits by this entry."""
+        return self._files.get(entry.file) == entry.key
 
     def clear(self) -> None:
         """Forget everything that waits, for a scan that begins anew."""
@@ -160,12 +167,12 @@ class Shelf(Backlog):
         known = set()
         front = []
         for entry in self._front:
-            if entry.file in self._files and entry.file not in known:
+            if self._is_current(entry) and entry.file not in known:
                 known.add(entry.file)
                 front.append(entry)
         while len(front) < number and self._heap:
             entry = heapq.heappop(self._heap)
-            if entry.file in self._files and entry.file not in known:
+            if self._is_current(entry) and entry.file not in known:
                 known.add(entry.file)
                 front.append(entry)
         self._front = front
@@ -181,15 +188,13 @@ class Shelf(Backlog):
         if file not in self._files:
             file = next(iter(self.first(1)), None)
         if file is not None:
-            self._files.discard(file)
+            self._files.pop(file, None)
             self.changes += 1
         return file
 
-    def position(self, file: str) -> int:
-        """Return how many tasks come before this one."""
-        self.first(len(self._front))
-        front = [entry.file for entry in self._front]
-        return front.index(file) if file in front else len(front) + super().position(file)
+    def _in_order(self) -> list[str]:
+        """Return what waits, first what is being looked at."""
+        return list(dict.fromkeys([*self.first(len(self._front)), *super()._in_order()]))
 
     def clear(self) -> None:
         """Forget everything."""
