@@ -103,7 +103,7 @@ class Feeder:
     @staticmethod
     def _offer(pool: Pool, backlog: Backlog) -> _Offer | None:
         """Return which worker of a class to feed next, and with what."""
-        if backlog.lanes and (found := pool.host(backlog.next_turn)):
+        if backlog.lanes.waiting and backlog.lanes.complete and (found := pool.host(backlog.next_turn)):
             worker, source, room = found
             return worker, room, _Bound(source)
         if (ready := backlog.ready) and (hungry := pool.hungry(ready)):

@@ -331,7 +331,9 @@ class Intake:
                 self._count(file, task)
             return True
         backlog = self.backlogs[klass]
-        if keys is not None and (key := key_of(task, by_env_id=keys.by_env_id)) is not None:
+        # Asked in two steps, since nearly all tasks have no key.
+        has_key = keys is not None and (task.fields.affinity is not None or keys.by_env_id)
+        if has_key and keys is not None and (key := key_of(task, by_env_id=keys.by_env_id)) is not None:
             self._count(file, task)
             self._admit_keyed(file, task, backlog, key, keys)
             return True

@@ -52,6 +52,7 @@ from .worker import Worker as WorkerProcess
 #: counted as they are heard of: a worker may die between a record and its count, and then the record tells
 _COUNTERS = {Kind.DONE: Counter.DONE, Kind.FAILED: Counter.FAILED, Kind.RETRIED: Counter.RETRIED}
 _CAUSES = {str(cause): place for place, cause in enumerate(Cause)}
+_NEWS = frozenset({Kind.KEPT, Kind.FREED, Kind.SECOND_DONE, Kind.SECOND_FAILED})
 _STACKS_S = 0.2  # what a stuck worker gets to write its stacks
 _FORK_AGAIN_S = 5.0  # a host that is out of processes, memory or descriptors is given time
 _DEATH_S = 5.0  # SIGKILL takes effect at once, but for a process that waits for a disk
@@ -359,15 +360,8 @@ class Pool:
         elif report.kind is Kind.VOID:
             log.warning("claims_void", worker=worker.pid, klass=self.name, reason=report.text)
             worker.ending = True
-        elif report.kind is Kind.KEPT:
-            self.hosts.lanes.keep(report.text, worker)
-        elif report.kind in (Kind.SECOND_DONE, Kind.SECOND_FAILED):
-            self._second_ended(worker, report)
-        elif report.kind is Kind.FREED:
-            self.hosts.lanes.free(report.text, worker)
-            worker.fed.pop(release_order(report.text), None)
-            if not worker.fed and worker.ending:
-                self._let_go(worker)
+        elif report.kind in _NEWS:
+            self._told(worker, report)
         else:
             if worker.fed.pop(report.file, None) is not None:
                 self._owner.fed.discard(report.file)
@@ -388,6 +382,18 @@ class Pool:
             self._owner.reported(self, report)
             if not worker.fed and (worker.ending or self._is_worn(worker, time.monotonic())):
                 self._let_go(worker)
+
+    def _told(self, worker: Worker, report: Report) -> None:
+        """Take in what a worker says of what it keeps, or of a second run."""
+        if report.kind is Kind.KEPT:
+            self.hosts.lanes.keep(report.text, worker)
+        elif report.kind is Kind.FREED:
+            self.hosts.lanes.free(report.text, worker)
+            worker.fed.pop(release_order(report.text), None)
+            if not worker.fed and worker.ending:
+                self._let_go(worker)
+        else:
+            self._second_ended(worker, report)
 
     def _ended_keyed(self, report: Report) -> None:
         """Let the next of a key come, unless the one that was handed out comes back."""
