@@ -25,6 +25,7 @@ from typing import Any
 
 from .config_class import BUILT_IN, CLASS_SETTINGS, CLASSES, ClassConfig, class_defaults
 from .config_gpu import workstation_limit
+from .config_http import is_open
 from .config_sources import (
     HIDDEN,
     Layer,
@@ -149,6 +150,10 @@ def load(
         raise ConfigError(
             where, values["slurm_pilots_max"], f"no less than slurm_pilots_min={values['slurm_pilots_min']}"
         )
+    listens = (values["http"] and values["http_port"] is not None) or values["metrics_port"] is not None
+    if listens and not values["http_token"] and values["http_host"] != "127.0.0.1" and is_open(values["http_host"]):
+        expected = "127.0.0.1 or localhost where there is no http_token, since whoever puts a task runs a program"
+        raise ConfigError(f"http_host ({origins['http_host']})", values["http_host"], expected)
     classes = {name: _class(name, layers, values, origins) for name in CLASSES}
     config = Config(**values, classes=MappingProxyType(classes))
     return Loaded(

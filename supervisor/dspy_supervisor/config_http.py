@@ -13,6 +13,16 @@ _LEAST_TOKEN = 16  # characters: what is shorter can be guessed
 _ADDRESS = r"[0-9A-Za-z]([\w.-]{0,251}\w)?|\[?[0-9A-Fa-f:.]{2,45}\]?"
 
 
+def is_open(host: str) -> bool:
+    """Whether other hosts may reach what listens on this address; of a name, only its addresses tell, when it is bound."""
+    import ipaddress  # 10 ms, for the few that say where to listen
+
+    try:
+        return not ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def token() -> Kind:
     """A secret of printable characters; white space around it, as the end of a file's line, is none of it."""
 

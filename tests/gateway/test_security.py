@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from dspy_supervisor.config import load
+from dspy_supervisor.errors import ConfigError
+from dspy_supervisor.services.gateway import service
 from dspy_supervisor.services.gateway.guarding import Guard, is_local
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tests.conftest import Start, until
+from tests.conftest import until
 
 from .conftest import TOKEN, Gateway, Open
 
@@ -157,14 +159,27 @@ def test_the_token_is_in_no_log_and_no_answer(locked: Gateway) -> None:
     assert TOKEN not in str(cmdlines)
 
 
-def test_an_address_that_others_reach_is_not_served_without_a_token(supervisor: Start, tmp_path: Path) -> None:
-    one = supervisor("--http", settings={"http_host": "192.0.2.1", "http_port": 0})
-    problem = until(lambda: one.status()["services"]["gateway"].get("problem"), "it says why")
-    assert "192.0.2.1 is reached by other hosts, and there is no http_token" in problem
-    assert one.status()["services"]["gateway"]["listening"] == []
-    assert "gateway_refused" in one.log
-    (one.queue / "pending/a1.json").write_bytes(b'{"id":"a1","payload":1}')
-    until((one.queue / "done/a1.json").exists, "tasks go on")
+@pytest.mark.parametrize("host", ["192.0.2.1", "0.0.0.0", "::", "[2001:db8::1]"])
+def test_an_address_that_others_reach_is_refused_at_the_start_without_a_token(host: str) -> None:
+    for flags in ({"http": True}, {"metrics_port": 0}, {"http": True, "http_port": "none", "metrics_port": 0}):
+        with pytest.raises(ConfigError, match="http_host") as refused:
+            load({"http_host": host, **flags}, {"HOME": "/nowhere"})
+        assert (refused.value.exit_code, "http_token" in str(refused.value)) == (78, True)
+        load({"http_host": host, "http_token": TOKEN, **flags}, {"HOME": "/nowhere"})
+    load({"http_host": host, "http": True, "http_port": "none"}, {"HOME": "/nowhere"})  # the Unix socket alone
+
+
+def test_a_name_with_an_address_that_others_reach_is_not_served_without_a_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = load({"http_host": "myhost", "http": True, "http_port": "none"}, {"HOME": "/nowhere"}).config
+    monkeypatch.setattr(service, "resolve", lambda _: ["127.0.0.1", "192.0.2.1"])
+    monkeypatch.setattr(service, "_router", lambda *_: None)
+    post: Any = SimpleNamespace(config=config)
+    gateway = service._Gateway.__new__(service._Gateway)
+    gateway._post, gateway._problem = post, ""
+    assert gateway._wanted(post) == []
+    assert "192.0.2.1 is reached by other hosts, and there is no http_token" in gateway._problem
 
 
 @pytest.mark.parametrize("open_reads", [False, True])

@@ -70,12 +70,12 @@ class Machine:
         return said.out
 
     def reboot(self) -> None:
-        """Restart it in order."""
+        """Shut it down in order, and switch it on again."""
         assert self._link is not None and self._process is not None
-        self._link.sendall(json.dumps({"run": "systemctl reboot", "timeout_s": 60}).encode() + b"\n")
-        self._link.settimeout(BOOT_S)
-        while json.loads(self._lines.readline()) != {"ready": True}:  # the answer, then the next life's first word
-            pass
+        self._link.sendall(json.dumps({"run": "systemctl poweroff", "timeout_s": 60}).encode() + b"\n")
+        self._process.wait(BOOT_S)
+        self._link.close()
+        self.boot()
 
     def cut_power(self) -> None:
         """End it between two instructions: what it had not written to its disk is gone."""
