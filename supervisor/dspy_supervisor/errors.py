@@ -156,6 +156,7 @@ class EmbeddingError(SupervisorError):
         super().__init__(message)
         self.endpoint, self.status = endpoint, status
         self.index = index  #: of the text that is at fault, among those that were given; None: all of them
+        self.sent_bytes = 0  #: of the request that the server answered with this
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_embedding_error, (type(self), str(self), {**self.__dict__}))

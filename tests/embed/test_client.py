@@ -183,6 +183,16 @@ def test_a_body_that_is_too_large_is_halved_and_the_bound_learned(serve, client)
     assert one.metrics()["failed"] == refused  # it knows now
 
 
+def test_a_text_that_is_too_long_makes_no_later_batch_smaller(serve, client):
+    server = serve("tei")  # it answers 413 there, too
+    one = client(server)
+    rows = one.embed_each(["short"] * 31 + ["word " * 600])
+    assert [isinstance(row, EmbeddingRefused) for row in rows] == [False] * 31 + [True]
+    server.batches.clear()
+    one.embed([f"text {n}" for n in range(320)])
+    assert server.batches == [32] * 10
+
+
 def test_a_text_that_the_model_cannot_hold_is_refused_or_cut_as_asked(serve, client):
     server = serve("tei")
     long = "word " * 600

@@ -134,11 +134,11 @@ class Endpoint:
         if self._packs and answer.status in TEXT and b"encoding_format" in answer.body:
             self._packs = False
             return await self._embed(texts)
-        if answer.status in SIZE:
-            self.limits.learn(len(texts), len(body))
         if answer.status in (404, 405) and self._settings.embed_dialect == "auto":
             self.dialect = None  # another server has come to this address, perhaps: it is asked again
-        raise self._error(answer)
+        error = self._error(answer)
+        error.sent_bytes = len(body)
+        raise error
 
     def _judge(self, error: EmbeddingError) -> None:
         """Remember what an error says about the server: a text that it won't take says nothing."""

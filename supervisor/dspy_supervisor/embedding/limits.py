@@ -22,7 +22,7 @@ class Limits:
     def learn(self, texts: int, size: int) -> None:
         """Remember that a request of so many texts and bytes was too large."""
         if size > self.bytes // 2:
-            self.bytes = max(1024, size // 2)
+            self.bytes = min(self.bytes, max(1024, size // 2))
         else:
             self.texts = max(1, min(self.texts, texts // 2))
 

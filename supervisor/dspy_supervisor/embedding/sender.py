@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import stamina
@@ -28,9 +28,17 @@ _HARMLESS = "text"
 
 
 @dataclass(slots=True)
+class _TooLarge:
+    error: EmbeddingRefused
+    texts: int
+    by_itself: bool = False  # no text of it was refused alone
+
+
+@dataclass(slots=True)
 class _Halving:
     taken: int = 0
     refused: int = 0
+    too_large: list[_TooLarge] = field(default_factory=list)  # the largest first
 
 
 class Sender:
@@ -62,9 +70,15 @@ class Sender:
 
         Raises EmbeddingError for what is the fault of no text.
         """
-        return await self._rows(texts, _Halving())
+        halving = _Halving()
+        rows = await self._rows(texts, halving)
+        for one in halving.too_large:
+            if one.by_itself:
+                self._learn(one)
+        return rows
 
     async def _rows(self, texts: Sequence[str], halving: _Halving) -> list[Row]:
+        large: _TooLarge | None = None
         try:
             vectors = await self._send(texts)
         except TooMany:
@@ -79,10 +93,22 @@ class Sender:
                 return [error]
             self._counts.halved += 1
             parts = self._parts(texts, (len(texts) + 1) // 2)
+            if error.status in SIZE:
+                large = _TooLarge(error, len(texts))
+                halving.too_large.append(large)
         else:
             halving.taken += len(texts)
             return list(vectors)
-        return [row for part in parts for row in await self._rows(part, halving)]
+        rows = [row for part in parts for row in await self._rows(part, halving)]
+        if large is not None:
+            large.by_itself = not any(isinstance(row, EmbeddingError) for row in rows)
+        return rows
+
+    def _learn(self, large: _TooLarge) -> None:
+        """Remember what a server did not take for its size; some say 413 of a single text that is too long, too."""
+        for endpoint in self._endpoints:
+            if endpoint.name == large.error.endpoint:
+                endpoint.limits.learn(large.texts, large.error.sent_bytes)
 
     async def _takes_anything(self, halving: _Halving) -> bool:
         """Whether the server takes a text that no model can mind: else it is not the texts that are at fault."""
