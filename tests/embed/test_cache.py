@@ -6,7 +6,7 @@ import sqlite3
 
 import numpy as np
 import pytest
-from dspy_supervisor.errors import EmbeddingRefused
+from dspy_supervisor.errors import EmbeddingInvalid, EmbeddingRefused
 
 from tests.embed.server import POISON, Null
 
@@ -30,6 +30,21 @@ def test_another_model_has_vectors_of_its_own(serve, client, tmp_path):
     for model in ("a", "b"):
         client(server, cache_dir=tmp_path, model=model).embed(TEXTS[:3])
     assert sum(server.batches) == 6
+
+
+def test_other_options_have_vectors_of_their_own(serve, client, tmp_path):
+    server = serve("infermesh")
+    for options in ({"pooling": "cls"}, {"pooling": "mean"}, {"pooling": "cls"}):
+        client(server, cache_dir=tmp_path, options=options).embed(TEXTS[:3])
+    assert sum(server.batches) == 6
+
+
+def test_vectors_of_another_length_than_those_in_the_cache_are_an_error_once(serve, client, tmp_path):
+    client(serve("infermesh"), cache_dir=tmp_path).embed(TEXTS[:3])
+    one = client(serve("infermesh", model=Null(4)), cache_dir=tmp_path)
+    with pytest.raises(EmbeddingInvalid, match="another embed_cache_dir"):
+        one.embed(TEXTS[:6])
+    assert one.embed(TEXTS[:6]).shape == (6, 4)
 
 
 def test_a_refused_text_keeps_its_place_and_is_not_cached(serve, client, tmp_path):

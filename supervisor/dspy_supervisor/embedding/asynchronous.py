@@ -10,9 +10,10 @@ from typing import Any, Self
 
 import httpx2
 import numpy as np
+import orjson
 
 from ..config_embed import EmbedSettings
-from ..errors import EmbeddingError
+from ..errors import EmbeddingError, EmbeddingInvalid
 from .batcher import Batcher, Call
 from .cache import Cache
 from .counts import Counts
@@ -146,6 +147,11 @@ class AsyncEmbeddingClient:
                 rows[index] = row
                 if isinstance(row, EmbeddingError):
                     row.index = index
+            if len(sizes := {row.size for row in rows if not isinstance(row, EmbeddingError)}) > 1:
+                raise EmbeddingInvalid(
+                    f"vectors of {sorted(sizes)} numbers, some of them of the cache: {self.model} is another model now, and "
+                    "needs another embed_cache_dir"
+                )
             new = {texts[index]: rows[index] for index in missing if not isinstance(rows[index], EmbeddingError)}
             await self._cache.put(self._space, new)
         return rows
@@ -178,5 +184,9 @@ class AsyncEmbeddingClient:
     def _space(self) -> str:
         """What vectors must have in common to be compared."""
         settings = self.settings
-        facts = [settings.embed_dimensions, settings.embed_normalize, settings.embed_truncate]
+        facts: list[Any] = [settings.embed_dimensions, settings.embed_normalize, settings.embed_truncate]
+        if told := [
+            dict(one) for one in (settings.embed_options, settings.embed_metadata, settings.embed_hints) if one
+        ]:
+            facts.append(orjson.dumps(told, option=orjson.OPT_SORT_KEYS).decode())
         return "\0".join(map(str, [self.model, settings.embed_model, *facts]))
