@@ -28,6 +28,7 @@ from .task import TaskName
 MESSAGE = "message"  #: the event of what others wrote
 
 _LOGGER = logging.getLogger("dspy_supervisor")
+_TALKATIVE = ("httpx", "httpx2")  # they write a line for each request, which is no news
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.NOTSET, 7))  # of syslog(3)
 _STDERR = 2
 _USUAL = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "facts"})
@@ -90,6 +91,8 @@ def configure(level: str, file: Path | None = None, *, journal: str = "") -> Non
     if not root.handlers:
         root.addHandler(sink)
         root.setLevel(max(logging.INFO, _LOGGER.level))
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING if _LOGGER.level > logging.DEBUG else logging.NOTSET)
 
 
 def reopen() -> None:

@@ -126,6 +126,16 @@ def test_chatter_of_libraries_stays_out_of_a_log_at_level_debug(tmp_path):
     assert [line["event"] for line in lines(tmp_path / "log")] == ["message", "done"]
 
 
+def test_requests_of_http_clients_are_told_at_level_debug_alone(tmp_path):
+    logger = logging.getLogger("httpx2")
+    for level, expected in (("debug", ["message"]), ("info", [])):
+        without_pytest()
+        configure(level, tmp_path / level)
+        logger.info("HTTP Request: POST")
+        assert [line["event"] for line in lines(tmp_path / level)] == expected
+    logger.setLevel(logging.NOTSET)
+
+
 def test_a_program_that_set_up_its_logging_keeps_it(tmp_path):
     without_pytest()
     own = logging.NullHandler()
