@@ -41,6 +41,17 @@ def test_each_line_is_answered_in_its_place(api: Api) -> None:
     assert api.result(str(made["id"]))["result"]["n"] == 3
 
 
+def test_a_line_that_is_refused_makes_no_other_task_run_twice(api: Api) -> None:
+    assert _lines(api, b'{"id":"used","kind":"echo","payload":1}') == [{"id": "used"}]
+    body = b'{"kind":"echo","payload":1}\n' * 20 + b'{"id":"used","kind":"echo","payload":2}\n'
+    *made, taken = _lines(api, body)
+    assert taken["status"] == 409
+    for one in made:
+        assert api.result(str(one["id"]))["result"] == 1
+    until(lambda: not list((api.queue / "pending").glob("*.json")), "nothing waits")
+    assert list((api.queue / "quarantine").iterdir()) == []
+
+
 def test_an_empty_batch_is_answered_by_nothing(api: Api) -> None:
     assert _lines(api, b"") == []
     assert _lines(api, b"\n \n") == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Collection
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,35 @@ def test_of_those_that_are_put_together_only_the_wrong_ones_are_refused(tmp_path
     assert [told.pop(5).__class__, told.pop(5).__class__] == [DuplicateTask, EnvelopeInvalid]
     assert told == [None] * 11  # the very same task again is answered as accepted
     assert len(list((tmp_path / "q/pending").glob("*.json"))) == 11
+
+
+class Swift(Queue):
+    """A queue whose tasks are taken as soon as they are put."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.taken: list[str] = []
+
+    def put(self, tasks: Collection[Prepared]) -> None:
+        try:
+            super().put(tasks)
+        finally:
+            (folder := self.path / "claimed" / "worker").mkdir(exist_ok=True)
+            for file in (self.path / "pending").glob("*.json"):
+                file.rename(folder / file.name)
+                self.taken.append(file.stem)
+
+
+def test_a_task_that_was_accepted_before_another_was_refused_is_not_put_again(tmp_path: Path) -> None:
+    Layout.open(tmp_path / "q", create=True, durability="task").close()
+    queue = Swift(tmp_path / "q")
+    queue.put([prepare(1, id="there")])
+    told: list[Future[None]] = [Future(), Future()]
+    made = prepare("made")
+    assert made.fresh
+    Disk(queue)._put(list(zip([made, prepare(2, id="there")], told, strict=True)))
+    assert [type(one.exception()) for one in told] == [type(None), DuplicateTask]
+    assert queue.taken == ["there", made.id]
 
 
 def test_of_those_for_whom_there_is_no_room_each_is_told(tmp_path: Path) -> None:

@@ -85,11 +85,12 @@ class _Batch(Response):
         except Exception as error:
             if len(tasks) == 1:
                 return [(tasks[0][0], _answer_to(error))]
-        # Each gets the answer that it would get alone; what is in the queue already is answered as accepted.
+        # Each gets the answer that it would get alone; what is in the queue already is answered as accepted, and is looked
+        # for also where its id was made just now, as a part of them may be there, or run already.
         answers = []
         for place, task in tasks:
             try:
-                queue.put([task])
+                queue.put([task._replace(fresh=False)])
                 answers.append((place, _accepted(task)))
             except Exception as error:
                 answers.append((place, _answer_to(error)))

@@ -72,6 +72,8 @@ class Disk:
                 for _, done in entries:
                     done.set_result(None)
                 return
+            # A part of them may be in the queue, or run already: an id that was made just now is known by now.
+            entries = [(task._replace(fresh=False), done) for task, done in entries]
         for task, done in entries:
             try:
                 self._queue.put([task])
