@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Sequence
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -30,6 +32,7 @@ class EmbeddingClient:
         self.settings = settings if settings is not None else options(urls, more)
         check_urls(self.settings)
         self._lock = threading.Lock()
+        _clients.add(self)
         self._closed = False
         self._owner = 0  # the process whose thread works
         self._loop: asyncio.AbstractEventLoop
@@ -38,31 +41,31 @@ class EmbeddingClient:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return one row a text, in their order: see :meth:`AsyncEmbeddingClient.embed`."""
-        return self._do(self._started().embed(texts))
+        return self._do(lambda client: client.embed(texts))
 
     def embed_each(self, texts: Sequence[str]) -> list[Row]:
         """Return for each text its vector or its error: see :meth:`AsyncEmbeddingClient.embed_each`."""
-        return self._do(self._started().embed_each(texts))
+        return self._do(lambda client: client.embed_each(texts))
 
     def metrics(self) -> dict[str, Any]:
         """Return what was counted, and how each server does: see :meth:`AsyncEmbeddingClient.metrics`."""
-        return self._started().metrics()
+        with self._lock:
+            return self._started().metrics()
 
     @property
     def model(self) -> str:
         """The model of the vectors."""
-        return self._started().model
+        with self._lock:
+            return self._started().model
 
     def close(self) -> None:
-        """End the thread and close the connections."""
+        """End the thread and close the connections. Who waits for vectors gets a RuntimeError."""
         with self._lock:
             self._closed = True
             if self._owner != os.getpid():
                 return
-            self._do(self._client.aclose())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-            self._loop.close()
             self._owner = 0
 
     def __enter__(self) -> Self:
@@ -74,21 +77,49 @@ class EmbeddingClient:
         self.close()
 
     def _started(self) -> AsyncEmbeddingClient:
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("this EmbeddingClient is closed")
-            if self._owner != os.getpid():
-                self._loop = asyncio.new_event_loop()
-                self._client = AsyncEmbeddingClient(settings=self.settings)
-                self._thread = threading.Thread(target=self._loop.run_forever, name="embedding", daemon=True)
-                self._thread.start()
-                self._owner = os.getpid()
-            return self._client
+        """Return the client of this process, made where there is none yet. The lock is held."""
+        if self._closed:
+            raise RuntimeError("this EmbeddingClient is closed")
+        if self._owner != os.getpid():
+            self._loop = asyncio.new_event_loop()
+            self._client = AsyncEmbeddingClient(settings=self.settings)
+            self._thread = threading.Thread(
+                target=_work, args=(self._loop, self._client), name="embedding", daemon=True
+            )
+            self._thread.start()
+            self._owner = os.getpid()
+        return self._client
 
-    def _do(self, what: Coroutine[Any, Any, _T]) -> _T:
-        future = asyncio.run_coroutine_threadsafe(what, self._loop)
+    def _do(self, what: Callable[[AsyncEmbeddingClient], Coroutine[Any, Any, _T]]) -> _T:
+        with self._lock:  # held until the loop knows of it, which close() ends under the same lock
+            future = asyncio.run_coroutine_threadsafe(what(self._started()), self._loop)
         try:
             return future.result()
+        except CancelledError:
+            raise RuntimeError("this EmbeddingClient was closed meanwhile") from None
         except BaseException:
             future.cancel()  # a caller that was interrupted wants nothing more
             raise
+
+
+_clients: weakref.WeakSet[EmbeddingClient] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """Give the clients of a child new locks: a thread that had one is not there to give it back."""
+    for client in _clients:
+        client._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def _work(loop: asyncio.AbstractEventLoop, client: AsyncEmbeddingClient) -> None:
+    """Run the loop until it is stopped; then give up what is under way, for which somebody may wait, and close all."""
+    loop.run_forever()
+    while left := asyncio.all_tasks(loop):  # again: a batch that ends may begin another
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    loop.run_until_complete(client.aclose())
+    loop.close()
