@@ -71,12 +71,14 @@ def test_the_oldest_make_room(serve, client, tmp_path):
     assert sum(server.batches) == asked
 
 
-@pytest.mark.parametrize("damage", ["torn", "foreign", "no_folder"])
+@pytest.mark.parametrize("damage", ["torn", "foreign", "no_folder", "no_file"])
 def test_a_cache_that_fails_is_as_if_there_was_none(serve, client, tmp_path, damage, caplog):
     server = serve("infermesh")
     folder = tmp_path / "cache"
     if damage == "no_folder":
         folder.write_bytes(b"")
+    elif damage == "no_file":
+        (folder / "vectors.sqlite").mkdir(parents=True)
     else:
         folder.mkdir()
         (folder / "vectors.sqlite").write_bytes(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -183,6 +185,59 @@ def test_a_body_that_is_too_large_is_halved_and_the_bound_learned(serve, client)
     assert one.metrics()["failed"] == refused  # it knows now
 
 
+def test_requests_at_once_all_learn_that_a_server_knows_no_base64(serve, client):
+    server = serve("openai")
+    server.packs = False
+    server.fault("slow", times=4, s=0.2)
+    rows = client(server, batch_size=1, linger_ms=0).embed_each(TEXTS[:4])
+    assert np.array_equal(rows, TRUE[:4])
+
+
+def test_a_route_that_is_gone_for_one_request_is_nothing_to_another(serve, client):
+    server = serve("infermesh")
+    one = client(server, batch_size=1, linger_ms=0)
+    one.embed(["known"])
+    server.fault("slow", s=0.5)
+    server.fault("status", status=404)
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(one.embed, TEXTS[:1])
+        until(lambda: server.counts["requests"] >= 2, "the slow request")
+        with pytest.raises(EmbeddingRefused):
+            one.embed(TEXTS[1:2])
+        assert np.array_equal(slow.result(), TRUE[:1])
+
+
+def test_who_waits_while_the_client_is_closed_is_told(serve, client):
+    server = serve("infermesh")
+    server.fault("slow", s=20)
+    one = client(server)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(one.embed, TEXTS[:1])
+        until(lambda: server.counts["requests"], "a request")
+        one.close()
+        with pytest.raises(RuntimeError, match="closed meanwhile"):
+            waits.result(10)
+
+
+def test_a_child_that_is_forked_while_a_thread_has_the_lock_does_not_wait_for_it(serve, client):
+    one = client(serve("infermesh"))
+    with one._lock:
+        reader, writer = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside a fork: that is the point
+            child = os.fork()
+        if not child:
+            try:
+                signal.alarm(20)
+                os.write(writer, str(one.embed(["child"]).shape).encode())
+            finally:
+                os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        assert told.read() == "(1, 8)"
+    os.waitpid(child, 0)
+
+
 def test_a_text_that_is_too_long_makes_no_later_batch_smaller(serve, client):
     server = serve("tei")  # it answers 413 there, too
     one = client(server)
@@ -206,7 +261,6 @@ def test_a_forked_child_has_a_thread_and_connections_of_its_own(serve, client):
     server = serve("infermesh")
     one = client(server)
     one.embed(["parent"])
-    import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: that is what is tested

@@ -140,6 +140,7 @@ def test_a_payload_is_refused_in_the_words_of_the_runner(supervisor: Start, serv
         "payload 'inputs' cannot be empty": [{"inputs": []}],
         "payload 'model' is 'other', and this queue's": [{"inputs": ["a"], "model": "other"}],
         "payload 'output' is json or npy, not 'csv'": [{"inputs": ["a"], "output": "csv"}],
+        "payload 'output' is json or npy, not .'npy'.": [{"inputs": ["a"], "output": ["npy"]}],
     }
     with Queue(one.queue) as queue:
         tasks = [(words, queue.submit(payload)) for words, payloads in expected.items() for payload in payloads]

@@ -136,6 +136,7 @@ class AsyncEmbeddingClient:
         self._counts.cache_hits += len(texts) - len(missing)
         self._counts.cache_misses += len(missing)
         rows: list[Any] = list(found)
+        new: dict[str, Vectors] = {}
         if missing:
             try:
                 asked = await self._asked([texts[index] for index in missing], each=each)
@@ -147,12 +148,13 @@ class AsyncEmbeddingClient:
                 rows[index] = row
                 if isinstance(row, EmbeddingError):
                     row.index = index
-            if len(sizes := {row.size for row in rows if not isinstance(row, EmbeddingError)}) > 1:
-                raise EmbeddingInvalid(
-                    f"vectors of {sorted(sizes)} numbers, some of them of the cache: {self.model} is another model now, and "
-                    "needs another embed_cache_dir"
-                )
             new = {texts[index]: rows[index] for index in missing if not isinstance(rows[index], EmbeddingError)}
+        if len(sizes := {row.size for row in rows if not isinstance(row, EmbeddingError)}) > 1:
+            raise EmbeddingInvalid(
+                f"vectors of {sorted(sizes)} numbers, some of them of the cache: {self.model} is another model now, and "
+                "needs another embed_cache_dir"
+            )
+        if new:
             await self._cache.put(self._space, new)
         return rows
 

@@ -101,11 +101,10 @@ class Cache:
         if self._database is None and not self._broken:
             try:
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                os.close(os.open(self._folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             except OSError as error:
                 self._fail(error)
                 return None
-            descriptor = os.open(self._folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.close(descriptor)
             self._database = sqlite3.connect(self._folder / _FILE, timeout=_BUSY_S, check_same_thread=False)
             self._database.execute(f"pragma page_size = {_PAGE_BYTES}")  # heeded by a new file alone
             self._database.execute("pragma journal_mode = wal")

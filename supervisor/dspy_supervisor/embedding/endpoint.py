@@ -122,16 +122,17 @@ class Endpoint:
         if self.dialect is None:
             await self.discover()
             assert self.dialect is not None
+        dialect, packs = self.dialect, self._packs  # another request may change them meanwhile
         if len(texts) > self.limits.texts:
             raise TooMany(f"{self.name} takes {self.limits.texts} texts", status=413)
-        body = self.dialect.body(texts, packed=self._packs)
+        body = dialect.body(texts, packed=packs)
         self._counts.requests += 1
         self._counts.bytes_sent += len(body)
-        answer = await self._call("POST", self.dialect.path, body)
+        answer = await self._call("POST", dialect.path, body)
         self._counts.bytes_received += len(answer.body)
         if answer.status == 200:
-            return self.dialect.vectors(answer.body, len(texts))
-        if self._packs and answer.status in TEXT and b"encoding_format" in answer.body:
+            return dialect.vectors(answer.body, len(texts))
+        if packs and answer.status in TEXT and b"encoding_format" in answer.body:
             self._packs = False
             return await self._embed(texts)
         if answer.status in (404, 405) and self._settings.embed_dialect == "auto":

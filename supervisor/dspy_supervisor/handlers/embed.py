@@ -94,7 +94,7 @@ def _checked(payload: Any, settings: EmbedSettings) -> tuple[list[str], int]:
     if model is not None and model != settings.embed_model:
         raise _refused(f"payload 'model' is {model!r}, and this queue's servers are asked for {settings.embed_model!r}")
     output = payload.get("output")
-    if output is not None and output not in _INLINE:
+    if output is not None and (not isinstance(output, str) or output not in _INLINE):
         raise _refused(f"payload 'output' is json or npy, not {output!r}")
     return inputs, _INLINE[output] if output else settings.embed_inline_bytes
 
