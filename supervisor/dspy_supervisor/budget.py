@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from dspy_fastpath import budgets
 from dspy_fastpath.counters import Page
 
 from .config_llm import Rates, parse_rates
-from .errors import WaitTimeout
+from .errors import SupervisorError, WaitTimeout
 from .schedule import Budget, Reading
 
 _PAUSE_S = 1.0  # after a 429 that says nothing
@@ -66,7 +67,7 @@ class Grant:
 
 _page: Page | None = None
 _patterns: Mapping[str, str] = {}
-_known: dict[str, Budget] = {}
+_known: dict[str, Budget | None] = {}
 
 
 def use(page: Page | None, patterns: Mapping[str, str]) -> None:
@@ -82,16 +83,23 @@ def is_shared() -> bool:
 
 
 def of(model: str) -> Budget | None:
-    """Return the budget of a model: that of its name, of the first pattern that fits, or one of its own without a bound."""
+    """Return the budget of a model: that of its name, of the first pattern that fits, or one of its own without a bound.
+
+    None where nobody counts: outside of a worker, and for a model without a rate that the page has no room for any more.
+    """
     if _page is None:
         return None
-    budget = _known.get(model)
-    if budget is None:
+    if model not in _known:
         name = model
         if model not in _patterns:
             name = next((pattern for pattern in _patterns if fnmatch.fnmatchcase(model, pattern)), model)
-        budget = _known[model] = Budget(_page, name)
-    return budget
+        try:
+            _known[model] = Budget(_page, name)
+        except SupervisorError:
+            if name in _patterns:
+                raise
+            _known[model] = None
+    return _known[model]
 
 
 def acquire(model: str, tokens: int = 0, timeout_s: float | None = None) -> Grant:
@@ -170,10 +178,13 @@ def saved(path: Path) -> dict[str, list[int]]:
         return {}
 
 
-def restore(page: Page, found: Mapping[str, list[int]]) -> None:
-    """Put the budgets of an earlier run into a new page."""
+def restore(page: Page, found: Mapping[str, list[int]], patterns: Iterable[str]) -> None:
+    """Put the budgets of an earlier run into a new page, in which those of ``llm_budgets`` have their places first."""
+    for name in patterns:
+        Budget(page, name)
     for name, numbers in found.items():
-        Budget(page, name).restore(numbers)
+        with suppress(SupervisorError):  # no room for a model that has no rate
+            Budget(page, name).restore(numbers)
 
 
 def readings(page: Page) -> list[Reading]:

@@ -84,7 +84,7 @@ class Supervisor:
         self.ungrouped = "not looked for yet"  #: why there are none
         spent = budget.saved(self.page_path)  # by the run before
         self.page = Page.create(self.page_path, self.layout.queue_id, tuple(config.classes), SLOTS)
-        budget.restore(self.page, spent)
+        budget.restore(self.page, spent, config.llm_budgets)
         budget.configure(self.page, config.llm_budgets)
         self._slots = list(range(SLOTS - 1, -1, -1))
         self.fed: set[str] = set()

@@ -232,7 +232,7 @@ def test_the_next_run_goes_on_where_the_last_one_was(page, tmp_path):
     page.close()  # nobody said good-bye
     found = budget.saved(tmp_path / "one.page")
     with Page.create(tmp_path / "one.page", "q-1", ("cpu_short",), 1) as new:
-        budget.restore(new, found)
+        budget.restore(new, found, ["m"])
         budget.configure(new, {"m": "2rpm"})
         (reading,) = budget.readings(new)
     assert (reading.name, reading.rates) == ("m", Rates(2, 0))
@@ -255,6 +255,20 @@ def test_a_budget_too_many_is_said(page):
         Budget(page, f"m{number}")
     with pytest.raises(SupervisorError, match="no room for a budget of one-more"):
         Budget(page, "one-more")
+
+
+def test_a_model_without_a_rate_runs_also_where_there_is_no_room_to_count_it(page, tmp_path):
+    share(page)
+    for number in range(70):
+        budget.acquire(f"m{number}").settle(3)
+    budget.report("m69", 429)
+    assert budget.of("m63") is not None and budget.of("m69") is None
+    found = budget.saved(tmp_path / "one.page")
+    with Page.create(tmp_path / "two.page", "q-1", ("cpu_short",), 1) as new:
+        budget.restore(new, found, ["n"])
+        budget.configure(new, {"n": "2rpm"})
+        readings = budget.readings(new)
+    assert len(readings) == 64 and readings[0].rates == Rates(2, 0)
 
 
 @pytest.mark.parametrize(
