@@ -423,6 +423,9 @@ class Supervisor:
 
     def move_to(self, layout: Layout) -> None:
         """Serve these folders instead; nothing is running, and a watch must follow."""
+        for pool, worker, _ in self.unsettled:
+            for file in worker.fed:
+                pool.hosts.lanes.ended(file, time.monotonic())
         self.unsettled.clear()  # what is left of them there, recovery finds
         self._unwatch()
         old, self.layout, self.queue.layout = self.layout, layout, layout

@@ -125,6 +125,15 @@ def test_a_task_that_ran_when_the_folder_went_does_no_harm(rig: Rig) -> None:
     rig.check()
 
 
+def test_a_key_whose_task_ran_when_the_folder_went_is_free_again(rig: Rig) -> None:
+    rig.start(workers=1, settings=QUICK_SWEEP)
+    rig.gate("a1", affinity="k").wait()
+    shutil.rmtree(rig.queue)
+    rig.put_ids.clear()
+    rig.drop("a2", affinity="k")
+    assert rig.record("a2", 10.0)["status"] == "done"
+
+
 def test_a_removed_pending_is_made_again_and_what_ran_runs_again(rig: Rig) -> None:
     rig.start(workers=1, settings=QUICK_SWEEP)
     gate = rig.gate("running")
