@@ -52,8 +52,9 @@ class Hosts:
                 order = release_order(key)
                 try:
                     host.channel.send(order.encode())
-                except OSError:
-                    continue  # its death is about to be noticed
+                except OSError:  # it is dead, or still closes what it was told before: then it hears of this later
+                    self.lanes.spare(key)
+                    continue
                 host.fed[order] = now
 
     def facts(self, workers: Sequence[Worker]) -> dict[str, Any]:

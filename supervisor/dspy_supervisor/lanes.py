@@ -182,11 +182,12 @@ class Lanes:
 
     # -- who has what ----------------------------------------------------------------------------------------------------
 
-    def keep(self, key: str, host: Host) -> None:
-        """A host keeps something under a key."""
+    def keep(self, key: str, host: Host, now: float) -> None:
+        """A host keeps something under a key, be it the one of the task that it has or another."""
         lane = self._lanes.setdefault(key, Lane(key))
-        lane.is_kept, lane.leaves = True, False
+        lane.is_kept, lane.leaves, lane.used_at = True, False, max(lane.used_at, now)
         self._bind(lane, host)
+        self._show(lane)  # what waits there already is this host's from now on
 
     def free(self, key: str, host: Host) -> None:
         """It keeps nothing there any more; the key may go elsewhere next."""
@@ -240,6 +241,12 @@ class Lanes:
                 lane.busy = CLOSING  # what comes meanwhile waits until it is closed
                 found.append((lane.host, lane.key))
         return found
+
+    def spare(self, key: str) -> None:
+        """Its host can't be told now to give up what it keeps under a key: that goes on as before."""
+        lane = self._lanes[key]
+        lane.busy = ""
+        self._show(lane)
 
     # -- for whoever looks -----------------------------------------------------------------------------------------------
 

@@ -386,7 +386,7 @@ class Pool:
     def _told(self, worker: Worker, report: Report) -> None:
         """Take in what a worker says of what it keeps, or of a second run."""
         if report.kind is Kind.KEPT:
-            self.hosts.lanes.keep(report.text, worker)
+            self.hosts.lanes.keep(report.text, worker, time.monotonic())
         elif report.kind is Kind.FREED:
             self.hosts.lanes.free(report.text, worker)
             worker.fed.pop(release_order(report.text), None)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import socket
 
 from dspy_supervisor.backlog import Backlog
-from dspy_supervisor.lanes import CLOSING
+from dspy_supervisor.config import ClassConfig
+from dspy_supervisor.hosts import Hosts
+from dspy_supervisor.lanes import CLOSING, Lanes
+from dspy_supervisor.pool_worker import Worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,8 +85,8 @@ def test_what_a_lost_worker_kept_is_told_and_its_other_keys_go_elsewhere():
     lanes = backlog.lanes
     for _ in range(2):
         lanes.ended(backlog.take_keyed(None, "w1", 0.0), 0.0)
-    lanes.keep("k", "w1")
-    lanes.keep("idle", "w1")
+    lanes.keep("k", "w1", 0.0)
+    lanes.keep("idle", "w1", 0.0)
     assert lanes.kept("w1") == ["idle", "k"] and lanes.count("w1") == 3
     assert lanes.lose("w1") == ["idle", "k"] or sorted(lanes.lose("w1")) == []
     assert [backlog.take_keyed(None, "w2", 0.0) for _ in range(2)] == ["c.json", "d.json"]
@@ -94,7 +98,7 @@ def test_a_worker_that_leaves_keeps_the_keys_that_it_keeps_something_under():
     lanes = backlog.lanes
     for _ in range(2):
         lanes.ended(backlog.take_keyed(None, "w1", 0.0), 0.0)
-    lanes.keep("k", "w1")
+    lanes.keep("k", "w1", 0.0)
     lanes.leave("w1")
     assert lanes.kept("w1") == ["k"]
     assert backlog.take_keyed(None, "w2", 0.0) == "d.json" and backlog.take_keyed("w1", "w1", 0.0) == "c.json"
@@ -105,13 +109,42 @@ def test_what_is_unused_is_closed_where_something_is_kept_and_else_forgotten():
     lanes = backlog.lanes
     for _ in range(2):
         lanes.ended(backlog.take_keyed(None, "w1", 0.0), 10.0)
-    lanes.keep("k", "w1")
+    lanes.keep("k", "w1", 0.0)
     assert lanes.expire(15.0, 10.0) == [] and len(lanes) == 2
     assert lanes.expire(25.0, 10.0) == [("w1", "k")] and len(lanes) == 1
     backlog.add_keyed("c.json", 3.0, 0, "k", is_new=True)
     assert next(iter(lanes)).busy == CLOSING and backlog.take_keyed("w1", "w1", 0.0) is None
     lanes.free("k", "w1")
     assert backlog.take_keyed(None, "w2", 0.0) == "c.json"
+
+
+def test_what_waits_under_a_key_goes_to_the_worker_that_begins_to_keep_something_there():
+    backlog = known(("a.json", "k", 1.0))
+    backlog.lanes.keep("k", "w1", 1000.0)  # for a task of another key, or of none
+    assert backlog.take_keyed(None, "w2", 1000.0) is None and backlog.take_keyed("w1", "w1", 1000.0) == "a.json"
+
+
+def test_what_is_kept_is_used_when_it_begins_to_be_kept():
+    lanes = Lanes()
+    lanes.keep("k", "w1", 1000.0)
+    assert lanes.expire(1005.0, 10.0) == [] and lanes.expire(1015.0, 10.0) == [("w1", "k")]
+
+
+def test_a_worker_that_takes_no_more_orders_is_told_later_to_close_the_rest():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    with ours, theirs:
+        worker = Worker(1, -1, 0, 1, "n.1.0", ours, -1, 0.0, ClassConfig(name="cpu_short"), 0)
+        hosts = Hosts(Lanes())
+        for number in range(1000):
+            hosts.lanes.keep(f"k{number}", worker, 0.0)
+        hosts.expire(20.0, 10.0)
+        told = len(worker.fed)
+        assert 0 < told < 1000 and sum(lane.busy == CLOSING for lane in hosts.lanes) == told
+        for _ in range(told):
+            theirs.recv(1024)
+        hosts.expire(20.0, 10.0)
+        assert len(worker.fed) > told
 
 
 def test_tasks_with_a_key_take_their_turn_among_those_without():
