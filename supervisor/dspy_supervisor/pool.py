@@ -413,7 +413,7 @@ class Pool:
             idle = next((w for w in self.workers if w.ready and not (w.fed or w.ending or w.deaf or w.doom)), None)
             if idle is None or self.inflight >= self.limit:
                 return
-            if not self._may_run_twice(worker, file):
+            if self.hosts.lanes.find(file) is not None or not self._may_run_twice(worker, file):
                 self.hedges.refuse(file)
                 continue
             order = second_order(worker.owner, file)

@@ -46,7 +46,8 @@ class Twice:
         until(lambda: klass(self.supervisor)["hedges"]["after_s"] is not None, "it is known how long tasks take")
 
     def start(self, **settings: object) -> Supervised:
-        chosen = {"class.cpu_short.hedge": True, "kind_handlers": "twice=twice:run", **settings}
+        environments = {"kinds": "environment", "environments": "counting=tests.system.environments:Counting"}
+        chosen = {"class.cpu_short.hedge": True, "kind_handlers": "twice=twice:run", **environments, **settings}
         return self.rig.start(workers=3, settings=chosen)
 
     def put(self, *gates: str, task_id: str = "long", **envelope: Any) -> None:
@@ -151,3 +152,17 @@ def test_a_task_that_does_not_say_that_it_may_runs_once(rig: Rig, twice: Twice) 
     (twice.path / "first").touch()
     rig.drain()
     assert len(twice.pids()) == 1
+
+
+def test_a_step_of_an_environment_runs_once_whatever_it_says(rig: Rig, twice: Twice) -> None:
+    rig.drop("init", kind="environment", payload={"env_id": "a", "action": "init"})
+    assert rig.record("init")["status"] == "done"
+    begun, gate = twice.path / "begun", twice.path / "gate"
+    action = {"begun": str(begun), "gate": str(gate)}
+    step = {"env_id": "a", "action": "step", "action_data": action}
+    rig.drop("step", kind="environment", payload=step, idempotent=True)
+    until(begun.exists, "the step runs")
+    twice.put("first", task_id="later")
+    assert rig.record("later")["status"] == "done"  # by its second run: so the step was late, too, and was looked at
+    gate.touch()
+    assert rig.record("step")["status"] == "done" and klass(twice.supervisor)["hedges"]["started"] == 1
