@@ -106,7 +106,7 @@ class Feeder:
         if backlog.lanes.waiting and backlog.lanes.complete and (found := pool.host(backlog.next_turn)):
             worker, source, room = found
             return worker, room, _Bound(source)
-        if (ready := backlog.ready) and (hungry := pool.hungry(ready)):
+        if (ready := backlog.ready) and (hungry := pool.hungry(ready, backlog.next_turn)):
             return *hungry, None
         return None
 

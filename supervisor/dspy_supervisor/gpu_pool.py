@@ -97,10 +97,10 @@ class GpuPool(Pool):
         own = {"gpus": self.fleet.facts(), "gpu_memory_learned": self.learned.facts()} if self.uses_gpus else {}
         return super().facts() | own
 
-    def hungry(self, backlog: int) -> tuple[Worker, int] | None:
+    def hungry(self, backlog: int, turn: float) -> tuple[Worker, int] | None:
         """Choose the task that is fed next and return the worker for it, or None where none can start now."""
         if not self.uses_gpus:
-            return super().hungry(backlog)
+            return super().hungry(backlog, turn)
         if self.paused or self.trouble or self.failed or self._draining or not backlog:
             return None
         if self.fleet.obstacle or self.fleet.waiting or self.inflight >= self.limit:

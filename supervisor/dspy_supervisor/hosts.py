@@ -40,6 +40,13 @@ class Hosts:
                 return roomiest, None
         return found
 
+    def awaited(self, worker: Worker, turn: float) -> bool:
+        """Whether a task of a key that came before ``turn`` waits for this worker to have nothing in hand, or for any."""
+        lanes = self.lanes
+        if not lanes.waiting or not lanes.complete:
+            return False
+        return min(lanes.first(worker), lanes.first(None)) <= turn
+
     def leave(self, worker: Worker) -> int:
         """Bind nothing more to a worker that is to go; return how many keys it still keeps something under."""
         self.lanes.leave(worker)

@@ -137,16 +137,21 @@ class Pool:
         """Workers that have work."""
         return sum(bool(worker.fed) for worker in self.workers)
 
-    def hungry(self, backlog: int) -> tuple[Worker, int] | None:
-        """Return a worker to feed and how many names it may get; None where the limit or the workers are used up."""
+    def hungry(self, backlog: int, turn: float) -> tuple[Worker, int] | None:
+        """Return a worker to feed and how many names it may get; None where the limit or the workers are used up.
+
+        ``turn``: when the next task is due. A worker that a task with a key waits for from before then is let run empty.
+        """
         if self.paused or self.trouble or self.failed or self._draining or not backlog:
             return None
         prefetch = self._prefetch(backlog)
         able = [w for w in self.workers if w.ready and not (w.ending or w.deaf or w.doom)]
         if self.inflight < self.limit and (idle := next((w for w in able if not w.fed), None)):
             return idle, prefetch
-        if prefetch > 1 and (low := next((w for w in able if 0 < len(w.fed) <= prefetch // 2), None)):
-            return low, prefetch - len(low.fed)
+        if prefetch > 1:
+            low = (w for w in able if 0 < len(w.fed) <= prefetch // 2 and not self.hosts.awaited(w, turn))
+            if (found := next(low, None)) is not None:
+                return found, prefetch - len(found.fed)
         return None
 
     def host(self, other_turn: float) -> tuple[Worker, Worker | None, int] | None:

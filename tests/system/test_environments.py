@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dspy_supervisor import Queue
 from dspy_supervisor.environments import Marks
 from dspy_supervisor.layout import Layout
+from dspy_supervisor.pause import Pause
 
 from ..conftest import ROOT, Supervised, until
 from .conftest import Rig, events, kill_whole, klass, workers
@@ -241,3 +243,19 @@ def test_the_example_walks_its_environments(rig: Rig) -> None:
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == [f"walk-{number}" for number in range(4)]
     assert len({line.split(": ")[1] for line in lines}) == 1  # the same seed, the same walk
+
+
+def test_tasks_without_a_key_that_came_later_do_not_keep_one_with_a_key_waiting(rig: Rig) -> None:
+    """A worker that always has something in hand would never be free for it."""
+    with Layout.open(rig.queue, create=True) as layout:
+        Pause(layout).pause(None, "")
+    supervisor = rig.start(workers=1, settings={"kinds": "echo"})
+    with Queue(rig.queue) as queue:
+        for first, last in ((0, 100), (100, 2000)):
+            queue.submit_many([(None, {"id": f"plain-{n:04}"}) for n in range(first, last)], kind="echo")
+            if not first:
+                queue.submit(None, kind="echo", affinity="k", id="keyed")
+        supervisor.ask("resume")
+        queue.wait(["keyed", "plain-1999"], 60)
+    ended = {name: rig.record(name)["completed_at"] for name in ("keyed", "plain-0000", "plain-1000")}
+    assert ended["plain-0000"] < ended["keyed"] < ended["plain-1000"]

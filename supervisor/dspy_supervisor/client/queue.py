@@ -151,7 +151,8 @@ class Queue:
             groups.setdefault((task.delay_s, task.fresh), []).append((task.id, task.document))
         if len(groups) > 1:
             self.access.check(tasks)
-        for (delay_s, fresh), group in groups.items():
+        # Those whose ids may be in use come first: where one of them is refused, no other is in the queue yet.
+        for (delay_s, fresh), group in sorted(groups.items(), key=lambda item: item[0][1]):
             self.access.put(group, due=now + delay_s if delay_s else None, fresh=fresh)
 
     # -- waiting --------------------------------------------------------------------------------------------------------

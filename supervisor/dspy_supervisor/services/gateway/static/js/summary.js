@@ -30,7 +30,7 @@ export function verdict(status, recent) {
   }
   const ended = recent.done + recent.failed;
   if (ended > 0 && recent.failed / ended > MANY_FAILURES) {
-    return { tone: "bad", text: `${count(Math.round((100 * recent.failed) / ended))} of 100 tasks fail at the moment.` };
+    return { tone: "bad", text: `${Math.round((100 * recent.failed) / ended)} % of the tasks that ended of late failed.` };
   }
   if (inflight) return { tone: "good", text: `${many(inflight, "task")} ${inflight === 1 ? "runs" : "run"}${pending ? `, ${count(pending)} ${pending === 1 ? "waits" : "wait"}` : ", nothing waits"}${left(pending, ended)}.` };
   if (pending) return { tone: "calm", text: `${many(pending, "task")} ${pending === 1 ? "waits" : "wait"} for a start.` };
