@@ -11,7 +11,6 @@ from pathlib import Path
 from ..conftest import ROOT
 
 PACKAGES = "systemd,systemd-sysv,dbus,udev,kmod,procps,iproute2,python3,linux-image-cloud-amd64,initramfs-tools"
-MIRROR = "http://deb.debian.org/debian"
 _AGENT_UNIT = """\
 [Unit]
 DefaultDependencies=no
@@ -44,7 +43,7 @@ def system() -> Path:
         new = root.with_name("root.new")
         shutil.rmtree(new, ignore_errors=True)
         new.parent.mkdir(parents=True, exist_ok=True)
-        _run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(new), MIRROR)
+        _run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(new))
         new.rename(root)
     return root
 
