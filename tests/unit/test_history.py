@@ -64,7 +64,7 @@ def test_steps_take_minutes_together(page, layout):
         scribe.write(layout, NOON + 60 * minute)
     steps = history.rows(layout.path, NOON, step_s=300.0)
     assert sum(row["classes"]["cpu_short"]["done"] for row in steps) == 9  # since is not among them
-    assert len(steps) == 2 and steps[1]["classes"]["cpu_short"]["pending"] == pytest.approx(7, abs=0.6)
+    assert len(steps) == 2 and 5 <= steps[1]["classes"]["cpu_short"]["pending"] <= 9  # the mean of its own five minutes
 
 
 def test_supervisors_of_one_queue_are_added_up(page, layout):
