@@ -126,8 +126,8 @@ class Intake:
                 watcher.close()
             if not self.blind:
                 log.warning("no_events", error=str(error), next="looking at the folder at short intervals instead")
+                self._read_anew()
             self.blind = True
-            self._read_anew()
             return None
         finally:
             self.rescan()
@@ -141,6 +141,7 @@ class Intake:
             self._watcher.close()
             self._watcher = None
         self._end_pass()
+        self._read_anew()
         for backlog in self.backlogs.values():
             backlog.clear()
         self.held.clear()

@@ -11,6 +11,7 @@ from dspy_supervisor import intake
 from dspy_supervisor.backlog import Backlog
 from dspy_supervisor.layout import Layout
 from dspy_supervisor.producer import Producer
+from dspy_supervisor.task import WorkloadClass
 from dspy_supervisor.taskqueue import TaskQueue
 
 from ..conftest import until
@@ -164,6 +165,30 @@ def test_no_more_tasks_run_at_once_than_the_total_limit(rig: Rig) -> None:
     for gate in gates:
         gate.open()
     rig.drain()
+
+
+def test_where_no_events_come_a_look_at_everything_is_not_begun_anew_by_each_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks with a key wait for one: in a folder that takes longer to read than a sweep, they waited for ever."""
+    names = tuple(str(name) for name in WorkloadClass)
+    with Layout.open(tmp_path / "queue", create=True) as layout, Page.create(tmp_path / "page", "q", names, 4) as page:
+        Producer(layout).put_many([(f"task{number:03d}", b'{"payload": 1}') for number in range(20)])
+        known = intake.Intake(
+            TaskQueue(layout), page, {name: Backlog(30.0) for name in names}, why_held=lambda _: "",
+            keys_of=lambda _: None, offer=lambda *_: False, fed=set(), has_idle=lambda: False, partial_grace_s=10.0,
+        )  # fmt: skip
+        monkeypatch.setattr(intake, "SLICE", 5)
+        monkeypatch.setattr(intake, "Watcher", lambda: (_ for _ in ()).throw(OSError(24, "no instance left")))
+
+        def whole() -> bool:
+            assert known.watch() is None  # as each sweep tries
+            known.scan_slice()
+            return known.whole
+
+        until(whole, "all of it was read", 5.0)
+        known.unwatch()
+        assert not known.whole  # what comes next may be another folder
 
 
 def test_a_full_class_hides_no_other_class_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
