@@ -66,7 +66,8 @@ class Hedges:
         patience_s = self.patience_s
         if patience_s is None:
             return []
-        return [(w, file) for w, file, start in running if now - start > patience_s and file not in self._tried]
+        known = self._tried | self._pairs.keys()
+        return [(w, file) for w, file, start in running if now - start > patience_s and file not in known]
 
     def refuse(self, file: str) -> None:
         """Don't consider a task again."""
@@ -85,8 +86,14 @@ class Hedges:
 
     def ended(self, file: str) -> Worker | None:
         """The first run of a task ended by itself; return who runs it still, for nothing."""
+        self.won.discard(file)
         pair = self._pairs.pop(file, None)
         return pair[1] if pair else None
+
+    def first(self, file: str) -> Worker | None:
+        """Return who runs a task first that runs a second time."""
+        pair = self._pairs.get(file)
+        return pair[0] if pair else None
 
     def succeeded(self, file: str) -> Worker | None:
         """The second run of a task succeeded; return who runs it still, or None where its end was just reported."""

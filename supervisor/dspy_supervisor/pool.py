@@ -375,7 +375,8 @@ class Pool:
             if self.settings.hedge:
                 if report.kind is Kind.DONE:
                     self.hedges.learn(report.run_s)
-                if (second := self.hedges.ended(report.file)) is not None:
+                second = self.hedges.ended(report.file)
+                if second is not None and second_order(worker.owner, report.file) in second.fed:
                     self._end_run(second, "the first run of its task ended")
             if (counter := _COUNTERS.get(report.kind)) is not None:
                 self._owner.page.add(self.klass, counter)
@@ -446,8 +447,12 @@ class Pool:
         _, file = second_of(report.file)
         if report.kind is Kind.SECOND_FAILED:
             self.hedges.failed(file)
-        elif (first := self.hedges.succeeded(file)) is not None:
-            self._end_run(first, "its second run was first")
+        else:
+            if (first := self.hedges.first(file)) is not None:
+                self._readable(first)  # it may have ended the task, too, and be at the next one
+            first = self.hedges.succeeded(file)
+            if first is not None and self._owner.page.slot(first.slot).name == file.encode():
+                self._end_run(first, "its second run was first")
         if not worker.fed and worker.ending:
             self._let_go(worker)
 
