@@ -66,6 +66,7 @@ def test_a_task_is_submitted_with_all_that_was_said(run, queue):
     code, output, _ = run(
         *("submit", '{"a": [1, 2.50]}', "--id", "a1", "--class", "GPU", "--kind", "echo", "--priority", "7"),
         *("--timeout", "2.5", "--max-attempts", "4", "--resource", "gpus=2", "--resource", "gpu_memory=8G"),
+        *("--affinity", "session 1", "--idempotent"),
     )
     assert (code, output) == (0, "a1\n")
     assert envelope(queue, "a1") == {
@@ -75,6 +76,8 @@ def test_a_task_is_submitted_with_all_that_was_said(run, queue):
         "priority": 7,
         "timeout_s": 2.5,
         "max_attempts": 4,
+        "affinity": "session 1",
+        "idempotent": True,
         "resources": {"gpus": 2, "gpu_memory": "8G"},
         "payload": {"a": [1, 2.5]},
     }
@@ -153,12 +156,13 @@ def test_a_delayed_task_waits_for_its_time(run, queue):
 
 def test_lines_are_tasks_and_options_are_their_defaults(run, queue, feed):
     feed(
-        b'{"id": "b1", "class": "gpu", "payload": [1], "priority": 3, "note": "kept"}\n'
+        b'{"id": "b1", "class": "gpu", "payload": [1], "priority": 3, "note": "kept", "idempotent": false}\n'
         b"\n"
         b'{"ID": "b2", "Payload": null}\n'
         b'{"env_id": 7, "action": "step"}\n'
     )
-    code, output, _ = run("submit", "--jsonl", "-", "--class", "cpu_long", "--priority", "5", "--max-attempts", "2")
+    defaults = (*("--priority", "5", "--max-attempts", "2"), "--affinity", "k", "--idempotent")
+    code, output, _ = run("submit", "--jsonl", "-", "--class", "cpu_long", *defaults)
     ids = output.split()
     assert (code, ids[:2], len(ids)) == (0, ["b1", "b2"], 3)
     assert envelope(queue, "b1") == {
@@ -167,9 +171,12 @@ def test_lines_are_tasks_and_options_are_their_defaults(run, queue, feed):
         "priority": 3,
         "max_attempts": 2,
         "note": "kept",
+        "affinity": "k",
+        "idempotent": False,
         "payload": [1],
     }
-    assert envelope(queue, "b2") == {"id": "b2", "class": "cpu_long", "priority": 5, "max_attempts": 2, "payload": None}
+    given = {"priority": 5, "max_attempts": 2, "affinity": "k", "idempotent": True}
+    assert envelope(queue, "b2") == {"id": "b2", "class": "cpu_long", **given, "payload": None}
     assert envelope(queue, ids[2])["payload"] == {"env_id": 7, "action": "step"}
 
 

@@ -43,6 +43,10 @@ _BATCH = 10_000  # tasks that share their syncs
     help="What it needs: gpus=2, gpu_share=0.25, gpu_memory=8G; may be given several times.",
 )  # fmt: skip
 @click.option("--idempotency-key", metavar="KEY", help="Take a task of this key once, however often it is submitted.")
+@click.option("--affinity", metavar="KEY", help="Run the tasks of this key one after another, on one worker.")
+@click.option(
+    "--idempotent", is_flag=True, default=None, help="It may run twice: where its class has hedge, a straggler does."
+)
 @click.option("--traceparent", metavar="TRACE", help="W3C trace context it belongs to; default: that of TRACEPARENT.")
 @click.option("--wait", is_flag=True, help="Wait for the result, and print it.")
 @click.option("--timeout-wait", type=click.FloatRange(min=0), metavar="S", help="Wait so long at most; then 5.")
@@ -240,8 +244,9 @@ def _from_line(line: bytes, options: Mapping[str, Any]) -> tuple[str, bytes, boo
             document["resources"] = options.get("resources")
         for key, start, end in fields.extras:
             document[key] = orjson.Fragment(line[start:end])
+        document.setdefault("idempotent", options.get("idempotent"))
     else:
-        known = ("kind", "priority", "timeout_s", "max_attempts", "resources", "traceparent")
+        known = ("kind", "priority", "timeout_s", "max_attempts", "affinity", "idempotent", "resources", "traceparent")
         document |= {key: options.get(key) for key in known}
     document = {key: value for key, value in document.items() if value is not None}
     document["payload"] = orjson.Fragment(line[slice(*fields.payload)])
