@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from .overview import Latencies
 
 _T = TypeVar("_T")
 _FRESH_S = 1.0  # an account of the supervisor may be so old
+_ASKERS = 4
 _PATIENCE_S = 3.0  # with a supervisor that is asked how it is
 _LOOKS = ("status", "explain")  # requests that change nothing
 
@@ -44,6 +46,7 @@ class Context:
         self.latencies = Latencies(page)
         self.failures, self.looking = Failures(), asyncio.Lock()
         self._socket = socket_path(config.runtime_dir, post.queue_id, config.instance)
+        self._askers = ThreadPoolExecutor(_ASKERS, "ask")  # a supervisor that does not answer holds no other work up
         self._status: asyncio.Task[dict[str, Any]] | None = None
         self._asked_at = 0.0  # monotonic seconds
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -51,7 +54,8 @@ class Context:
     async def ask(self, do: str, timeout_s: float = 10.0, **request: Any) -> dict[str, Any]:
         """Return the supervisor's answer. Raises RequestRefused, NotRunning, WaitTimeout, ServiceUnavailable."""
         try:
-            return await self.apart(ask, self._socket, {"do": do, **request}, timeout_s)
+            call = partial(ask, self._socket, {"do": do, **request}, timeout_s)
+            return await asyncio.get_running_loop().run_in_executor(self._askers, call)
         finally:
             if do not in _LOOKS:
                 self._status = None  # it is out of date

@@ -110,7 +110,7 @@ function makeRow({ id }) {
     h("td", {}),
     h("td", { class: "wide number" }),
     h("td", { class: "middle number" }),
-    h("td", { class: "middle message" }),
+    h("td", { class: "middle message" }, h("bdi"), h("span")), // a message may turn the direction of the text
   );
 }
 
@@ -126,7 +126,8 @@ function updateRow(node, row) {
   const started = epoch(row.started_at);
   say(ran, row.duration_ms !== null ? span(row.duration_ms / 1e3) : row.state === "claimed" && started ? `${span(Math.max(0, Math.floor(Date.now() / 1000 - started)))} so far` : "");
   const attempts = row.attempt > 0 ? `attempt ${row.attempt + 1}` : "";
-  say(message, [row.message ?? "", attempts].filter(Boolean).join(" · "));
+  say(message.firstChild, row.message ?? "");
+  say(message.lastChild, attempts && row.message ? ` · ${attempts}` : attempts);
   attribute(message, "title", row.message);
 }
 
