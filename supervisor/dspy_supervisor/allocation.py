@@ -10,7 +10,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from .config import set_variable
+from .environment import set_variable
 from .log import log
 
 if TYPE_CHECKING:

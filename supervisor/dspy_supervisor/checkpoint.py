@@ -27,7 +27,7 @@ import os
 import socket
 from typing import NoReturn
 
-from .config import checkpoint_file
+from .environment import checkpoint_file
 from .parts import Retry
 
 EXIT_REQUEUE = 85  #: of a program, or of a job: it saved its work and wants to go on

@@ -20,9 +20,10 @@ from dspy_fastpath.counters import Gauge
 
 from .backlog import Shelf
 from .channel import Report, pack_names
-from .config import ClassConfig, gpu_environment
+from .config import ClassConfig
 from .cuda_process import started_by
 from .devices import Need, environment
+from .environment import gpu_environment
 from .fleet import Fleet
 from .gpu_needs import Asked, bound, default_need, with_memory
 from .gpu_worker import ENDED, MEMORY, GpuWorker, Told, hear

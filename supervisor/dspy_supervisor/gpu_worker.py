@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from . import cuda_process
 from .attempt import Outcome, Surroundings
 from .channel import Kind, Report
-from .config import set_variable
 from .cuda_errors import is_out_of_memory, is_spoilt, needed_bytes
 from .devices import Need, NeedError, read_need
+from .environment import set_variable
 from .parts import Handler
 from .record import Claim
 from .task import Cause

@@ -23,8 +23,8 @@ from typing import Any
 
 from . import proctree
 from .checkpoint import EXIT_REQUEUE
-from .config import job_variables
 from .cuda_errors import is_out_of_memory
+from .environment import job_variables
 from .jobchild import Assignment, live, program_result
 from .jobfolder import take_start, write_beat, write_exit, write_result
 from .layout import read_json

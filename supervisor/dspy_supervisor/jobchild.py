@@ -21,7 +21,7 @@ from dspy_fastpath.envelope import scan
 
 from . import current, proctree
 from .attempt import Outcome, run
-from .config import set_variable
+from .environment import set_variable
 from .errors import ConfigError
 from .handlers import make
 from .jobfolder import write_result

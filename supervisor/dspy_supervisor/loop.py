@@ -26,10 +26,11 @@ from .cgroup import Cgroups
 from .cgroup import settle as settle_cgroups
 from .channel import Kind, Report
 from .compat import CompatFiles
-from .config import Config, Loaded, journal_stream, notify_environment
+from .config import Config, Loaded
 from .control import Control
 from .crew import Crew
 from .dispatch import Dispatch
+from .environment import journal_stream, notify_environment
 from .environments import Marks
 from .errors import ServiceUnavailable
 from .feeder import Feeder

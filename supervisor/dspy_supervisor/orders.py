@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from dspy_fastpath.counters import Gauge
 
 from . import budget
-from .config import differences, journal_stream
+from .config import differences
+from .environment import journal_stream
 from .errors import SupervisorError
 from .log import configure, log, reopen
 from .task import WorkloadClass

@@ -24,7 +24,8 @@ import orjson
 from . import proctree
 from .birth import enter, fork
 from .breaker import Breaker
-from .config import Config, set_variable
+from .config import Config
+from .environment import set_variable
 from .layout import Layout
 from .link import MAX_PACKET, STOP, Link
 from .log import log

@@ -28,8 +28,9 @@ from . import bounds, budget, current, proctree
 from .attempt import Outcome, Surroundings, run
 from .birth import enter
 from .channel import LONG_S, MAX_PACKET, MAX_REPORTS, RELEASE, Kind, Report, pack, released_key, unpack_names
-from .config import ClassConfig, Config, set_variable
+from .config import ClassConfig, Config
 from .embedding.options import shared_socket
+from .environment import set_variable
 from .environments import Marks
 from .errors import ConfigError
 from .handlers import make

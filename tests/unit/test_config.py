@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from dspy_supervisor.config import CLASSES, MODES, Config, differences, flat, load, notify_environment
+from dspy_supervisor.config import CLASSES, MODES, Config, differences, flat, load
 from dspy_supervisor.config_class import CLASS_SETTINGS
 from dspy_supervisor.config_gpu import workstation_limit
 from dspy_supervisor.config_table import SETTINGS, variable
+from dspy_supervisor.environment import notify_environment
 from dspy_supervisor.errors import ConfigError
 
 

@@ -28,6 +28,7 @@ LAYERS = {
             "config_table",
             "config_sources",
             "config",
+            "environment",
         ),
         *("filesystem", "unitfile", "log", "proctree", "runtime"),
         *("layout", "record", "taskqueue", "jobfolder", "jobbook", "walltime", "lookup", "producer", "pause", "census"),
@@ -201,9 +202,9 @@ def test_the_compiled_package_knows_nothing_of_the_supervisor():
         assert "from dspy_supervisor" not in path.read_text(), path
 
 
-def test_the_environment_is_read_in_config_alone():
-    # Beside it: attempt puts back what a handler changed, command hands on what its allow-list names.
-    allowed = {"config.py", "attempt.py", "command.py"}
+def test_the_environment_is_read_in_config_and_environment_alone():
+    # Beside them: attempt puts back what a handler changed, command hands on what its allow-list names.
+    allowed = {"config.py", "environment.py", "attempt.py", "command.py"}
     for path in (path for files in parts().values() for path in files if path.name not in allowed):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute | ast.Name):

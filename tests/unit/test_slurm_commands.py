@@ -1,7 +1,7 @@
 import sys
 
 import pytest
-from dspy_supervisor.config import slurm_environment
+from dspy_supervisor.environment import slurm_environment
 from dspy_supervisor.services.slurm.commands import (
     Accepted,
     Answer,

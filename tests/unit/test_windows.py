@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from dspy_fastpath.counters import Counter, Gauge, GpuValue, Histogram, HostValue, Page, SlotState
-from dspy_supervisor.config import numba_cache_folder
+from dspy_supervisor.environment import numba_cache_folder
 from dspy_supervisor.gpu import read
 from dspy_supervisor.limit import Input, Reason, new_state, parameters, reason_text, step
 from dspy_supervisor.services import controller, windows

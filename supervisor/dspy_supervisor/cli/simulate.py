@@ -99,7 +99,8 @@ def _simulate(
 
 def _let_compiled_code_be_kept() -> bool:
     """Name Numba a folder for what it compiles, before it is imported; False where there is none."""
-    from ..config import load, numba_cache_folder, set_variable
+    from ..config import load
+    from ..environment import numba_cache_folder, set_variable
     from ..limit import digest
 
     folder = numba_cache_folder(load({}).config.runtime_dir)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import Config, Loaded, slurm_environment
+from ..config import Config, Loaded
+from ..environment import slurm_environment
 from ..errors import EXIT_FAILED, EXIT_OK, EnvelopeInvalid, ServiceUnavailable, SupervisorError, TaskNotFound
 from .options import open_queue, read_input, with_config
 from .output import json_option, moment, print_json, print_table, printable

@@ -10,7 +10,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from ..config import CLASSES, Loaded, trace_context
+from ..config import CLASSES, Loaded
+from ..environment import trace_context
 from ..errors import EnvelopeInvalid, SupervisorError
 from .options import open_queue, read_input, with_config
 from .output import json_option, print_json

@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 from .. import unitfile
-from ..config import load, user_environment
+from ..config import load
 from ..config_table import MODES
+from ..environment import user_environment
 from ..errors import ConfigError, NotInstalled, ServiceUnavailable
 from ..unitfile import MAIN, Unit
 from .output import json_option, print_facts, print_json

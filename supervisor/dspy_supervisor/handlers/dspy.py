@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..config import dspy_cache_folder, set_variable
+from ..environment import dspy_cache_folder, set_variable
 from ..parts import JSON, Handler, Task, TaskRefused
 from .call import checked_patterns, find
 

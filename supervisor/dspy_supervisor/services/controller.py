@@ -16,7 +16,8 @@ from pathlib import Path
 
 from dspy_fastpath.counters import Gauge, Global, GpuValue, HostValue, Page
 
-from ..config import ClassConfig, Config, numba_cache_folder, set_variable
+from ..config import ClassConfig, Config
+from ..environment import numba_cache_folder, set_variable
 from ..gpu import STALE_PERIODS, Gpu, Sight, read
 from ..host import Host
 from ..limit import Input, Policy, Reason, Step, compile_step, digest, new_state, parameters, reason_text, step

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dspy_fastpath.counters import Page
 
 from ...channel import Kind
-from ...config import slurm_environment
+from ...environment import slurm_environment
 from ...jobbook import JobBook
 from ...layout import Layout
 from ...parts import ServicePost
