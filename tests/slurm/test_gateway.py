@@ -11,6 +11,7 @@ from ..conftest import until
 from .bridge import END_S, Bridge
 
 pytest.importorskip("starlette")
+from ..gateway.browser import browser
 from ..gateway.conftest import Gateway
 
 
@@ -49,6 +50,25 @@ def test_ten_submissions_at_once_all_answer_with_a_job_and_tell_of_it(bridge: Br
     assert good["id"] == first["id"]
     assert good["submit_time"] <= good["start_time"] <= good["end_time"]
     assert (bad["exit_code"], "exit code 3" in bad["error"]) == (3, True)
+
+
+def test_the_dashboard_shows_a_job_with_its_state_its_age_and_its_node(bridge: Bridge) -> None:
+    gateway = Gateway(bridge.carry("--http", http_port=0), bridge.folder)
+    gate = bridge.folder / "gate"
+    payload = {"argv": ["sh", "-c", f"until [ -e {gate} ]; do sleep 0.1; done"]}
+    answer = gateway.ask(
+        "POST", "/queue/submit", {"id": "g", "class": "gpu_slurm", "kind": "command", "payload": payload}
+    )
+    with browser() as window:
+        window.open(f"http://{gateway.host}:{gateway.port}/")
+        window.sees("#slurm td", answer.json["slurm_job_id"])
+        window.sees("#slurm tr", "running")
+        (row,) = window.texts("#slurm tbody tr")
+        assert "ago" in row or "now" in row
+        node = gateway.get("/v1/slurm/jobs").json["jobs"][0]["nodes"]
+        assert node and row.endswith(node)
+    gate.touch()
+    until(lambda: gateway.get("/slurm/status/g").json["status"] == "completed", "the job ends", END_S)
 
 
 def test_a_submission_that_slurm_refuses_is_answered_with_its_reason(bridge: Bridge) -> None:

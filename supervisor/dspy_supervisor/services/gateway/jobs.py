@@ -22,7 +22,7 @@ class Job(NamedTuple):
 
 
 def jobs(layout: Layout) -> list[dict[str, Any]]:
-    """Return the jobs that are not settled, newest first: ``{task, job, array_index, cluster, state, nodes, reason, ...}``."""
+    """Return the jobs that are not settled, newest first, as /v1/slurm/jobs shows them."""
     rows: list[dict[str, Any]] = []
     for job in _all(JobBook(layout)):
         if len(rows) >= _MOST:

@@ -180,7 +180,8 @@ function drawSlots(picture, one) {
   const part = (kind, x, wide) => svg("rect", { class: kind, x, y: 0.5, width: Math.max(0, wide), height: 11, rx: 2.5 });
   if (bar) {
     const scale = (number) => (168 * number) / most;
-    picture.replaceChildren(part("held", 0, 168), part("free", 0, scale(one.limit)), part("taken", 0, scale(one.inflight)));
+    const [taken, free] = [scale(one.inflight), scale(one.limit)]; // free places are drawn clear: nothing may lie below them
+    picture.replaceChildren(part("held", free, 168 - free), part("free", 0.5, free - 1), part("taken", 0, taken));
     return;
   }
   const kind = (place) => (place < one.inflight ? "taken" : place < one.limit ? "free" : "held");

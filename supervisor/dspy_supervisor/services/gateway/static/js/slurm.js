@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { attribute, byId, h, keyed, say } from "./dom.js";
-import { ago, many } from "./format.js";
+import { ago, clock, epoch, many } from "./format.js";
 import { openTask } from "./task.js";
 
 const EVERY_MS = 5000;
@@ -37,7 +37,7 @@ export class Slurm {
     say(byId("slurm-note"), bridge.trouble || bridge.problem || many(jobs.length, "job"));
     attribute(this.none, "hidden", jobs.length > 0);
     attribute(this.table, "hidden", jobs.length === 0);
-    keyed(this.rows, jobs.slice(0, MOST), (job) => `${job.job ?? job.id ?? ""}|${job.task ?? job.task_id ?? ""}`, makeJob, updateJob);
+    keyed(this.rows, jobs.slice(0, MOST), (job) => `${job.id ?? ""}|${job.task_id ?? ""}`, makeJob, updateJob);
   }
 }
 
@@ -48,10 +48,12 @@ function makeJob() {
 
 function updateJob(row, job) {
   const [id, task, state, since, where] = row.children;
-  row.task = job.task_id ?? job.task;
-  say(id, String(job.job ?? job.id ?? "not yet"));
+  const at = epoch(job.submitted_at);
+  row.task = job.task_id;
+  say(id, job.id ?? "not yet");
   say(task.firstChild, row.task ?? "");
-  say(state, (job.slurm_state ?? job.state ?? job.status ?? "unknown").toLowerCase());
-  say(since, ago(job.submitted_at ?? job.at));
-  say(where, job.nodes ?? job.node ?? "");
+  say(state, (job.state ?? "unknown").toLowerCase());
+  say(since, ago(at));
+  attribute(since, "title", clock(at));
+  say(where, job.nodes ?? job.reason ?? "");
 }
