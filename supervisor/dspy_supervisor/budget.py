@@ -155,12 +155,16 @@ def report(
 
 
 def configure(page: Page, patterns: Mapping[str, str]) -> None:
-    """Give the budgets of a page the rates of ``llm_budgets``; the others have none until a provider tells them."""
+    """Give the budgets of a page the rates of ``llm_budgets``; the others have none until a provider tells them.
+
+    Raises SupervisorError where the page has no room for one of them, and then all rates are as they were.
+    """
+    wanted = {name: (Budget(page, name), parse_rates(written)) for name, written in patterns.items()}
     for place, name in enumerate(_names(page)):
         if name not in patterns:
             Budget.of_place(page, name, place).set_rates(Rates(0, 0))
-    for name, written in patterns.items():
-        Budget(page, name).set_rates(parse_rates(written))
+    for budget, rates in wanted.values():
+        budget.set_rates(rates)
 
 
 def saved(path: Path) -> dict[str, list[int]]:

@@ -38,11 +38,12 @@ class Orders:
     def reload(self) -> dict[str, Any]:
         """Read the configuration anew; apply what can be applied, and return what was and what needs a restart.
 
-        Raises ConfigError or OSError, and then the configuration is as it was.
+        Raises SupervisorError or OSError, and then the configuration is as it was.
         """
         supervisor = self._supervisor
         loaded = supervisor.loaded.reload()
         live, restart = differences(supervisor.config, loaded.config)
+        budget.configure(supervisor.page, loaded.config.llm_budgets)  # first: the page may have no room for another
         configure(loaded.config.log_level, loaded.config.log_file, journal=journal_stream())
         supervisor.loaded, supervisor.config = loaded, loaded.config
         by_hand, self.pinned = self.pinned, set()
@@ -58,7 +59,6 @@ class Orders:
             pool.renew = pool.renew or bool(live)
             pool.mend()
         supervisor.configure_feeder()
-        budget.configure(supervisor.page, supervisor.config.llm_budgets)
         supervisor.compat.choose(
             metrics=loaded.config.compat_files,
             actions=loaded.config.action_log,

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dspy_fastpath.counters import Page
+from dspy_supervisor.errors import SupervisorError
+from dspy_supervisor.schedule import Budget
 
 from ..conftest import Supervised, clean_environ, until
 from ..nvml import RTX_4090, Script
@@ -128,3 +131,17 @@ def test_gpus_that_are_enabled_by_a_reload_are_handed_out(rig: Rig, write: Write
     one.ask("reload")
     rig.drop("after", names, **{"class": "gpu"})
     assert rig.record("after")["runner_result"]["variables"] == {"CUDA_VISIBLE_DEVICES": "GPU-1"}
+
+
+def test_a_budget_that_finds_no_place_leaves_everything_as_it_was(rig: Rig, write: Write) -> None:
+    write(llm_budgets="a=60rpm", cpu_short={"limit_max": 2})
+    one = start(rig)
+    page_path = one.socket.with_suffix(".page")
+    with Page.attach(page_path, writable=True) as page:
+        for number in range(63):
+            Budget(page, f"model{number}")  # as 63 models without a rate take them
+        write(llm_budgets="a=120rpm,b=60rpm", cpu_short={"limit_max": 1})
+        with pytest.raises(SupervisorError, match="no room for a budget of b"):
+            one.ask("reload")
+        assert Budget(page, "a").rates.requests == 60
+    assert limit(one) == 2
