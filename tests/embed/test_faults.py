@@ -157,3 +157,11 @@ def test_a_password_in_an_address_is_sent_and_never_shown(serve, caplog):
             one.embed(TEXTS)
         shown = [str(raised.value), str(one.metrics()), caplog.text]
     assert not any("pa55word" in text for text in shown)
+
+
+def test_a_key_and_texts_follow_no_redirect_to_another_server(serve, client):
+    elsewhere, server = serve("infermesh"), serve("infermesh", key="k3y-of-ours")
+    server.fault("status", times=4, status=307, headers={"Location": f"{elsewhere.url}/embed_batch"})
+    with pytest.raises(EmbeddingRefused, match="to http"):
+        client(server, api_key="k3y-of-ours").embed(TEXTS)
+    assert elsewhere.counts["requests"] == 0

@@ -102,6 +102,17 @@ def test_failures_are_grouped_by_what_went_wrong_with_the_traceback(show: Callab
     page.sees("#task .part", "Whole record")
 
 
+def test_what_a_task_says_is_text_and_never_part_of_the_page(api: Api, show: Callable[..., Browser]):
+    said = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script><b id=planted>b</b>"
+    api.put({"do": "raise", "message": said, said: said}, id="markup")
+    api.result("markup")
+    page = show("#task=markup")
+    page.sees("#task .story li", "<img src=x onerror=")
+    page.sees("#task .part", "Whole record")
+    assert page.run("return document.querySelectorAll('#planted, main script, #task script, img[onerror]').length") == 0
+    assert page.run("return document.title") != "taken"
+
+
 def test_a_task_is_found_by_words_and_read_by_keys_alone(show: Callable[..., Browser]):
     page = show()
     page.write("#search input", "corpus.txt")

@@ -200,6 +200,20 @@ def test_wait_prints_the_result_as_soon_as_it_is_there(run, queue):
     worker.join()
 
 
+@pytest.mark.parametrize("command", ["task show ID", "task list", "explain ID", "task wait ID", "queue fsck", "status"])
+def test_what_a_task_says_cannot_drive_the_terminal(run, queue, command):
+    said = "\x1b[2Jgone\r\x9b31m\u202e\n12:00 all is well"
+    run("submit", json.dumps({"argv": [said]}), "--id", "a1", "--kind", "command")
+    error = {"cause": "raised", "message": said, "type": said, "traceback": said}
+    attempts = [{"attempt": 1, "cause": "raised", "message": said}]
+    end(queue, "a1", status="failed", kind=said, error=error, attempts=attempts, owner=said)
+    (queue.path / "pending" / f"{said}.json").write_text(said)
+    _, output, errors = run(*command.replace("ID", "a1").split())
+    shown = output + errors
+    assert shown
+    assert not [c for c in shown if c != "\n" and not c.isprintable()]
+
+
 def test_wait_tells_failure_by_its_exit_code(run, queue):
     for name in ("a1", "a2"):
         run("submit", "1", "--id", name)

@@ -229,6 +229,8 @@ from dspy_supervisor.log import configure, log
 configure("info", journal=sys.argv[1])
 log.error("class_failed", klass="gpu", reason="two words")
 logging.getLogger("mine").info("tab\\there")
+if said := os.environ.get("SAID"):
+    log.warning("task_failed", message=said)
 """
 
 
@@ -246,6 +248,16 @@ def test_a_terminal_gets_lines_for_people():
         'TIME error: class_failed class=gpu reason="two words"',
         "TIME mine: tab\\there",
     ]
+
+
+def test_what_a_task_says_forges_no_line_and_moves_no_cursor():
+    ours, theirs = pty.openpty()
+    run("", stderr=theirs, env=os.environ | {"SAID": "x\n12:00:00 error: class_failed class=gpu\r\x1b[2J\x9b31m\u202e"})
+    os.close(theirs)
+    text = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert len(text.splitlines()) == 3 and text.count("class_failed class=gpu") == 2
+    assert not re.search(r"[\x1b\x9b\u202e]", text)
 
 
 def test_the_journal_gets_a_priority_before_each_line_and_only_where_it_reads(tmp_path):
