@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from .config import ClassConfig
@@ -118,19 +118,22 @@ def find(own: str | None = None, mount: Path = _MOUNT) -> tuple[Path | None, str
     return folder, ""
 
 
-def settle() -> tuple[Cgroups | None, str]:
-    """Settle in the group that was delegated to this process; None and in words why there is none."""
+def settle(living: Collection[str] = ()) -> tuple[Cgroups | None, str]:
+    """Settle in the group that was delegated to this process; None and in words why there is none.
+
+    living: paths of groups whose workers the program before this one in its process left to it.
+    """
     folder, why = find()
     if folder is None:
         return None, why
     try:
-        return _take(folder), ""
+        return _take(folder, living), ""
     except OSError as error:
         log.warning("no_groups", folder=str(folder), error=str(error), next="bounds of tasks are watched from outside")
         return None, f"{folder}: {error}"
 
 
-def _take(folder: Path) -> Cgroups:
+def _take(folder: Path, living: Collection[str]) -> Cgroups:
     """Settle in a delegated group: a group with controllers for its children may hold no process itself. Raises OSError."""
     home = folder / _HOME
     home.mkdir(exist_ok=True)
@@ -146,7 +149,8 @@ def _take(folder: Path) -> Cgroups:
             log.warning("no_controller", controller=controller, error=str(error))
     groups = Cgroups(folder, on)
     for old in folder.glob("worker-*"):  # of a supervisor that was killed
-        groups.leave(old, kill=True)
+        if str(old) not in living:
+            groups.leave(old, kill=True)
     return groups
 
 

@@ -31,19 +31,35 @@ _AGAIN_S = 1.0
 class Control:
     """Serves the control socket from the supervisor's loop."""
 
-    def __init__(self, reactor: Reactor, path: Path, requests: Mapping[str, Answer]) -> None:
+    def __init__(
+        self, reactor: Reactor, path: Path, requests: Mapping[str, Answer], listening: int | None = None
+    ) -> None:
+        """``listening``: the socket at this path, where the program before this one made it; who asked it waits there."""
         self._reactor, self._path, self._requests = reactor, path, requests
         self._clients: dict[int, _Client] = {}
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # of a supervisor that was killed: we hold its lock
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        mask = os.umask(0o177)
-        try:
-            _bind(self._socket, path)
-        finally:
-            os.umask(mask)
-        self._socket.listen(_MAX_CLIENTS)
+        if listening is None:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()  # of a supervisor that was killed: we hold its lock
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            mask = os.umask(0o177)
+            try:
+                _bind(self._socket, path)
+            finally:
+                os.umask(mask)
+            self._socket.listen(_MAX_CLIENTS)
+        else:
+            self._socket = socket.socket(fileno=listening)
+            self._socket.setblocking(False)
         self._listen()
+
+    def fileno(self) -> int:
+        """The descriptor that listens."""
+        return self._socket.fileno()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody was not sent all of an answer yet."""
+        return any(client.has_output for client in self._clients.values())
 
     def _listen(self) -> None:
         if self._socket.fileno() >= 0:
@@ -106,6 +122,11 @@ class _Client:
         self._input, self._output = bytearray(), bytearray()
         self._timer = reactor.call_later(_PATIENCE_S, self.close)
         reactor.add(self._number, self._ready)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether a part of an answer was not sent yet."""
+        return bool(self._output)
 
     def close(self) -> None:
         self._timer.cancel()

@@ -2,7 +2,8 @@
 
 ::
 
-    request   {"do": "status" | "stop" | "pause" | "resume" | "cancel" | "limit" | "reload" | "explain" | "reopen", ...}
+    request   {"do": "status" | "stop" | "pause" | "resume" | "cancel" | "limit" | "reload" | "explain" | "reopen"
+               | "upgrade", ...}
     answer    {"ok": true, ...}  or  {"ok": false, "error": "...", "exit": N}
 """
 

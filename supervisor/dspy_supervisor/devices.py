@@ -305,6 +305,13 @@ class Ledger:
         for uuid in uuids:
             self._accounts[uuid].holders[holder] = need
 
+    def hold(self, holder: str, uuids: Sequence[str], need: Need) -> None:
+        """Note what a holder was given before this ledger was opened, also of devices that nobody told of yet."""
+        self._holdings[holder] = _Holding(tuple(uuids), need)
+        for uuid in uuids:
+            account = self._accounts.setdefault(uuid, _Account(Device(uuid, 0), _ANY))
+            account.holders[holder] = need
+
     def release(self, holder: str) -> None:
         """Take back what somebody holds, if anything."""
         holding = self._holdings.pop(holder, None)

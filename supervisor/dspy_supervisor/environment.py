@@ -12,6 +12,8 @@ from pathlib import Path
 
 from .config_sources import config_home
 
+_HANDED_OVER = "_SUPERVISOR_HANDED_OVER"
+
 
 def notify_environment() -> tuple[str, str]:
     """Take NOTIFY_SOCKET and WATCHDOG_USEC out of the environment, sd_notify(3); "" where a service manager set none.
@@ -26,6 +28,25 @@ def notify_environment() -> tuple[str, str]:
 def journal_stream() -> str:
     """Return JOURNAL_STREAM, which names the standard error that systemd reads, systemd.exec(5); "" where it reads none."""
     return os.environ.get("JOURNAL_STREAM", "")
+
+
+def handed_over() -> tuple[str, int] | None:
+    """Take out of the environment what the program before this one in its process left there: a word, and a descriptor.
+
+    None where this process began with this program.
+    """
+    word, _, descriptor = os.environ.pop(_HANDED_OVER, "").partition(":")
+    return (word, int(descriptor)) if descriptor.isdecimal() else None
+
+
+def successor_environment(word: str, descriptor: int, notify: tuple[str, str] = ("", "")) -> dict[str, str]:
+    """Return the environment of a program that is to take this process over; ``notify``: of `notify_environment`."""
+    address, usec = notify
+    mine = {
+        name: value for name, value in os.environ.items() if name != "DSPY_CHECKPOINT"
+    }  # of this supervisor's making
+    told = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": usec}
+    return mine | {name: value for name, value in told.items() if value} | {_HANDED_OVER: f"{word}:{descriptor}"}
 
 
 def trace_context() -> str | None:

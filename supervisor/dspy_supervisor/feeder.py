@@ -61,7 +61,7 @@ class Feeder:
         """
         if not self.serving or self.total_limit or not self._pools[name].offer(file):
             return False
-        self._begin_ticking()
+        self.begin_ticking()
         return True
 
     def pump(self) -> None:
@@ -126,9 +126,10 @@ class Feeder:
                 backlog.lanes.ended(file, time.monotonic(), returns=True)
                 self._see(file)
         else:
-            self._begin_ticking()
+            self.begin_ticking()
 
-    def _begin_ticking(self) -> None:
+    def begin_ticking(self) -> None:
+        """Look at what runs, now and then, from now on."""
         if not self._ticking:
             self._ticking = True
             self._reactor.call_later(_TICK_S, self._tick)

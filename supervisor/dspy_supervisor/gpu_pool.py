@@ -27,6 +27,7 @@ from .environment import gpu_environment
 from .fleet import Fleet
 from .gpu_needs import Asked, bound, default_need, with_memory
 from .gpu_worker import ENDED, MEMORY, GpuWorker, Told, hear
+from .handover import NeedState, SeatState
 from .log import log
 from .pool import Owner, Pool
 from .pool_worker import Worker
@@ -377,6 +378,34 @@ class GpuPool(Pool):
                 self.doom(worker, Cause.LOST, f"GPU {', '.join(sorted(lost))} was lost", at_once=True)
 
     # -- workers -------------------------------------------------------------------------------------------------------------
+
+    def seat_of(self, worker: Worker) -> SeatState | None:
+        """Return what a worker has of the GPUs, for the program that takes this process over."""
+        seat = self._seats.get(worker)
+        if seat is None:
+            return None
+        state = SeatState(seat.devices, seat.kind, seat.kept, seat.peak)
+        for file in worker.fed:
+            if (asked := self._asked.get(file)) is not None:
+                state = dataclasses.replace(
+                    state,
+                    file=file,
+                    need=NeedState(*dataclasses.astuple(asked.need)),
+                    given=NeedState(*dataclasses.astuple(asked.given)),
+                    task_kind=asked.kind,
+                    declared=asked.declared,
+                    started=asked.started,
+                )
+        return state
+
+    def take_seat(self, worker: Worker, state: SeatState) -> None:
+        """Let a worker have what it had of the GPUs; before it is adopted."""
+        self._seats[worker] = _Seat(state.devices, state.kind, state.kept, state.peak)
+        if state.need is not None and state.given is not None:
+            need, given = (Need(*dataclasses.astuple(one)) for one in (state.need, state.given))
+            asked = Asked(need, state.task_kind, state.declared, given, worker, state.started)
+            self._asked[state.file] = asked
+            self.fleet.ledger.hold(state.file, state.devices, given)
 
     def _fork(self) -> None:
         if not self.uses_gpus:

@@ -19,10 +19,11 @@ from .birth import fork
 class Guard:
     """The guard of one supervisor, started before any worker is."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, pid: int = 0, pipe: int = -1) -> None:
+        """``pid``, ``pipe``: of one that runs, and that the program before this one started."""
         self._node = node
-        self.pid = 0
-        self._pipe = -1  # the end that only we hold
+        self.pid = pid
+        self.pipe = pipe  #: the end that only we hold
         self.renew()
 
     def renew(self) -> None:
@@ -38,7 +39,7 @@ class Guard:
             raise
         finally:
             os.close(reader)
-        self._pipe = writer
+        self.pipe = writer
 
     def close(self) -> None:
         """Let it do its work, and end."""
@@ -49,9 +50,9 @@ class Guard:
             self.pid = 0
 
     def _let_go(self) -> None:
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
 
 
 def _watch(pipe: int, node: str) -> NoReturn:

@@ -116,6 +116,12 @@ class Hedges:
             if worker is first:
                 end(second)
 
+    def drop(self) -> list[Worker]:
+        """Forget the pairs; return who runs a task second."""
+        seconds = [second for _, second in self._pairs.values()]
+        self._pairs.clear()
+        return seconds
+
     def second(self, file: str) -> Worker | None:
         """Return who runs a task a second time."""
         pair = self._pairs.get(file)

@@ -92,7 +92,7 @@ class Intake:
     trouble: str = ""  #: why tasks can't be read
     blind: bool = False  #: no events come
     waiting: int = 0  #: tasks in pending/ at the end of the last whole pass
-    _counted: set[str] = field(default_factory=set)  # tasks that were counted as they arrived; some are gone
+    counted: set[str] = field(default_factory=set)  #: tasks that were counted as they arrived; some are gone
     _most_counted: int = _MAX_COUNTED
     elsewhere: dict[str, str] = field(default_factory=dict)  #: file to why its key is another's, until a sweep
     whole: bool = False  #: whether all that waits was read since the watch was set, or events were lost
@@ -350,14 +350,14 @@ class Intake:
 
     def _count(self, file: str, task: Claim) -> None:
         """Count a task that arrived: once, though it may be looked at again and again."""
-        if task.name.attempt or file in self._counted:
+        if task.name.attempt or file in self.counted:
             return
-        if len(self._counted) >= self._most_counted:
+        if len(self.counted) >= self._most_counted:
             known = {*self.held, *self.fed, *itertools.chain(*self.backlogs.values())}
             known |= {parsed[1].file for parsed in map(parse_delayed, self._delayed) if parsed}
-            self._counted &= known
-            self._most_counted = max(_MAX_COUNTED, 2 * len(self._counted))
-        self._counted.add(file)
+            self.counted &= known
+            self._most_counted = max(_MAX_COUNTED, 2 * len(self.counted))
+        self.counted.add(file)
         self.page.add(self.page.classes.index(task.workload), Counter.SUBMITTED)
 
     def _admit_keyed(self, file: str, task: Claim, backlog: Backlog, key: str, keys: Keys) -> None:

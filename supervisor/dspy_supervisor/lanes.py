@@ -189,6 +189,18 @@ class Lanes:
         self._bind(lane, host)
         self._show(lane)  # what waits there already is this host's from now on
 
+    def bound(self, host: Host) -> list[Lane]:
+        """Return the lanes that are bound to a host."""
+        return [self._lanes[key] for key in sorted(self._keys.get(host, ()))]
+
+    def adopt(self, key: str, host: Host, now: float, *, is_kept: bool, busy: str) -> None:
+        """Bind a key to a host as it was: with what is kept under it, and with the task of it that the host has."""
+        lane = self._lanes.setdefault(key, Lane(key))
+        lane.is_kept, lane.busy, lane.used_at = is_kept, busy, now
+        if busy and busy != CLOSING:
+            self._lane_of[busy] = lane
+        self._bind(lane, host)
+
     def free(self, key: str, host: Host) -> None:
         """It keeps nothing there any more; the key may go elsewhere next."""
         lane = self._lanes.get(key)

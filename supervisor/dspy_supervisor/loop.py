@@ -7,9 +7,10 @@ queue's folders is the truth, so it may be killed at any moment, and the next on
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,15 @@ from .crew import Crew
 from .dispatch import Dispatch
 from .environment import journal_stream, notify_environment
 from .environments import Marks
-from .errors import ServiceUnavailable
+from .errors import ServiceUnavailable, SupervisorError
 from .feeder import Feeder
 from .gpu_pool import GpuPool
 from .guard import Guard
+from .handover import Handover, hear_signals
 from .intake import Intake, Keys
 from .layout import Layout
 from .log import configure, log
-from .nodes import Observer, Presence
+from .nodes import Held, Observer, Presence
 from .notify import Notifier
 from .orders import Orders
 from .pause import Pause
@@ -58,6 +60,7 @@ from .task import Cause, WorkloadClass
 from .taskqueue import TaskQueue
 from .traces import Traces
 from .undertaker import Undertaker
+from .upgrade import Upgrade, adopt, take
 
 SLOTS = 1024  #: workers of one supervisor
 _TROUBLE_S = 5.0  # before a class that met an error of ours tries again
@@ -70,24 +73,28 @@ _STRAY_S = 1.0  # that the loop waits for a killed process to go
 class Supervisor:
     """Serves one queue until told to stop."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, program: Sequence[str] = (), before: Handover | None = None) -> None:
+        """``program``: what started this process; ``before``: what the program before this one in it has left."""
         self.loaded = loaded
         self.config: Config = loaded.config
-        self.started_at = time.time()
+        self._before = before
+        self.started_at = time.time() if before is None else before.started_at
         self.reactor = Reactor()
         config = self.config
         make_runtime_folder(config.runtime_dir)
         self.layout = self.open_layout()
         self._stem = config.runtime_dir / f"{self.layout.queue_id}.{config.instance}"
-        self.presence = Presence(self.layout, self._stem.with_name(self._stem.name + ".lock"))
+        held = Held(before.node, before.lock, before.beats, before.owners) if before is not None else None
+        self.presence = Presence(self.layout, self._stem.with_name(self._stem.name + ".lock"), held)
         self.queue = TaskQueue(self.layout, max_bytes=config.max_task_bytes, max_depth=config.max_depth)
         self.cgroups: Cgroups | None = None
         self.ungrouped = "not looked for yet"  #: why there are none
-        spent = budget.saved(self.page_path)  # by the run before
-        self.page = Page.create(self.page_path, self.layout.queue_id, tuple(config.classes), SLOTS)
-        budget.restore(self.page, spent, config.llm_budgets)
+        kept = self._kept_page() if before is not None else None
+        self._same_page = kept is not None
+        self.page = kept or self._new_page()
         budget.configure(self.page, config.llm_budgets)
-        self._slots = list(range(SLOTS - 1, -1, -1))
+        used = {worker.slot for worker in before.workers} if before is not None else set()
+        self._slots = [slot for slot in range(SLOTS - 1, -1, -1) if slot not in used]
         self.fed: set[str] = set()
         gpus = Shelf(config.ageing_s)
         self.backlogs = {
@@ -100,13 +107,14 @@ class Supervisor:
             for index, (name, settings) in enumerate(config.classes.items())
         }
         self.gpus = next(pool for pool in self.pools.values() if isinstance(pool, GpuPool))
-        self.traces = Traces() if config.otel_endpoint is not None else None
+        ends = (before.traces[0], before.traces[1]) if before is not None and before.traces else None
+        self.traces = Traces(ends) if config.otel_endpoint is not None else None
         self.crew = Crew(self)
         self.carriers = {
             name: Carrier(self.crew, service, self.pools[name], self.fed) for name, service in CARRIED.items()
         }
         self.undertaker = Undertaker(self.queue, self.presence)
-        self.guard_process = Guard(self.presence.node)
+        self.guard_process = Guard(self.presence.node, *((before.guard, before.guard_pipe) if before else ()))
         self.pause = Pause(self.layout)
         self.compat = self._new_compat()
         self.feeder = Feeder(self.reactor, self.pools, self.backlogs, self.carriers, see=self.see, show=self.show)
@@ -123,13 +131,15 @@ class Supervisor:
         )
         self.observer = self._new_observer()
         self.sweeper = Sweeper(self)
-        self.notifier = Notifier(*notify_environment())
-        self._control = Control(self.reactor, self.socket_path, requests(self))
+        self.notify = notify_environment()
+        self.notifier = Notifier(*self.notify)
+        self.control = Control(self.reactor, self.socket_path, requests(self), before.control if before else None)
         self.alive: set[str] = set()  #: other nodes that serve this queue
         self.stopping = False
         self.exit_code = 0
         self.unsettled: list[tuple[Pool, Worker, Death]] = []  # the disk did not take what became of their tasks
         self.orders = Orders(self)
+        self.upgrade = Upgrade(self, program, before)
         self.dispatch = Dispatch(self)
         self.burst = Burst(self)
         self.allocation = Allocation(self)
@@ -147,6 +157,23 @@ class Supervisor:
         """Where the shared page lies."""
         return self._stem.with_name(self._stem.name + ".page")
 
+    def _new_page(self) -> Page:
+        spent = budget.saved(self.page_path)  # by the run before
+        page = Page.create(self.page_path, self.layout.queue_id, tuple(self.config.classes), SLOTS)
+        budget.restore(page, spent, self.config.llm_budgets)
+        return page
+
+    def _kept_page(self) -> Page | None:
+        """Return the page that the workers of the program before this one have, where it is one of ours."""
+        try:
+            page = Page.attach(self.page_path, writable=True)
+        except (OSError, ValueError):  # of another layout
+            return None
+        if (page.classes, page.slots, page.pid) == (tuple(self.config.classes), SLOTS, os.getpid()):
+            return page
+        page.close()
+        return None
+
     # -- the life ----------------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
@@ -156,17 +183,23 @@ class Supervisor:
         on_signal((signal.SIGTERM, signal.SIGINT), lambda _: self.stop(now=self.stopping))
         on_signal((signal.SIGHUP,), lambda _: self.orders.try_to_reload())
         on_signal((signal.SIGUSR1,), lambda _: self.orders.try_to_reopen_logs())
+        on_signal((signal.SIGUSR2,), lambda _: self.upgrade.try_to_begin())
         on_signal(
             (signal.SIGTTIN, signal.SIGTTOU),
             lambda number: self.orders.shift_limits(1 if number == signal.SIGTTIN else -1),
         )
         on_signal((signal.SIGCHLD,), lambda _: self._reap_strays())
+        hear_signals()
         self._say_start()
-        self.cgroups, self.ungrouped = settle_cgroups()
+        before = self._before
+        self.cgroups, self.ungrouped = settle_cgroups([one.group for one in before.workers] if before else ())
         for pool in self.pools.values():
             self.page.set(pool.klass, Gauge.LIMIT, pool.settings.most)
         self.configure_feeder()
-        recover(self)
+        if before is None:
+            recover(self)
+        else:
+            adopt(self, before, same_page=self._same_page)
         self.watch()
         self.orders.apply_pause()
         self.allocation.begin()
@@ -214,7 +247,7 @@ class Supervisor:
         self.crew.end_now()
         for pool in self.pools.values():
             pool.end_now("the supervisor ended")
-        self._control.close()
+        self.control.close()
         self.notifier.close()
         self._unwatch()
         with contextlib.suppress(OSError):
@@ -464,7 +497,8 @@ class Supervisor:
         try:
             self.guard_process.renew()
             keep = {worker.pid for pool in self.pools.values() for worker in pool.workers}
-            proctree.reap_orphans(keep | self.crew.pids | {self.guard_process.pid}, _STRAY_S)
+            keep |= self.crew.pids | self.upgrade.pids | {self.guard_process.pid}
+            proctree.reap_orphans(keep, _STRAY_S)
         except OSError as error:  # it waits for a disk, or we are out of descriptors: the next death tries again
             log.warning("stray_left", error=str(error))
 
@@ -545,10 +579,22 @@ class Supervisor:
         self.reactor.call_later(period_s, again)
 
 
-def run(loaded: Loaded) -> int:
-    """Serve the queue of a configuration in the foreground; return the exit code."""
+def run(loaded: Loaded, program: Sequence[str] = (), document: int | None = None) -> int:
+    """Serve the queue of a configuration in the foreground; return the exit code.
+
+    ``program``: what started this process, where the same again starts a supervisor; ``document``: a descriptor that the
+    program before this one left in it.
+    """
+    before, why = None, ""
+    if document is not None:
+        try:
+            before = take(loaded, document)
+        except SupervisorError as error:
+            why = str(error)
     configure(loaded.config.log_level, loaded.config.log_file, journal=journal_stream())
-    supervisor = Supervisor(loaded)
+    if why:
+        log.error("handover_unreadable", error=why, next="starting anew, as after a kill")
+    supervisor = Supervisor(loaded, program, before)
     try:
         return supervisor.run()
     finally:

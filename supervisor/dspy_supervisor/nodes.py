@@ -25,7 +25,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from dspy_fastpath.ids import uuid7
 
@@ -84,15 +84,31 @@ def _dead_by_process(beat: dict[str, Any]) -> Literal[True] | None:
     return True if now is not None and now != start else None
 
 
+class Held(NamedTuple):
+    """What makes a process a node."""
+
+    node: str
+    lock: int  #: descriptor
+    beats: int
+    owners: int  #: that were named
+
+
 class Presence:
     """This process as a node: its lock, its id, its heartbeat."""
 
-    def __init__(self, layout: Layout, lock_path: Path) -> None:
-        """Take the lock. Raises AlreadyRunning while another process of this host has it."""
+    def __init__(self, layout: Layout, lock_path: Path, before: Held | None = None) -> None:
+        """Take the lock. Raises AlreadyRunning while another process of this host has it.
+
+        ``before``: what this very process had under the program before this one.
+        """
         self.lock_path = lock_path
-        self.node = uuid7().replace("-", "")[-20:]
         self._counter = 0
         self._owners = 0
+        if before is not None:
+            self.node, self._lock, self._counter, self._owners = before
+            self.adopt(layout)
+            return
+        self.node = uuid7().replace("-", "")[-20:]
         self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         if not self._take_lock():
             holder = os.read(self._lock, 64).decode(errors="replace").partition(" ")[0]
@@ -145,6 +161,11 @@ class Presence:
         """Return an owner's name that was never used: each incarnation of a worker has its own."""
         self._owners += 1
         return f"{self.node}.{self._owners}.{slot}"
+
+    @property
+    def held(self) -> Held:
+        """What the program that takes this process over goes on with."""
+        return Held(self.node, self._lock, self._counter, self._owners)
 
     def forget_in_child(self) -> None:
         """Close the lock in a forked child: it belongs to the parent alone."""

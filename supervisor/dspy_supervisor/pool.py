@@ -266,6 +266,12 @@ class Pool:
                 self._owner.reactor.call_later(_FORK_AGAIN_S, self.adjust)
                 return
 
+    def adopt(self, worker: Worker) -> None:
+        """Take a worker of the program before this one: it ends what it has in hand, and another takes its place."""
+        self._owner.fed.update(worker.fed)
+        self._enlist(worker)
+        self._let_go(worker)
+
     def drain(self) -> None:
         """Start nothing more, and let every worker end when it has nothing in hand."""
         self._draining = True
@@ -370,6 +376,8 @@ class Pool:
         else:
             if worker.fed.pop(report.file, None) is not None:
                 self._owner.fed.discard(report.file)
+            if worker.is_blind:
+                self._owner.page.slot_end(worker.slot)
             if self.hosts.lanes.find(report.file) is not None:
                 self._ended_keyed(report)
             if self.settings.hedge:
@@ -456,6 +464,13 @@ class Pool:
         if not worker.fed and worker.ending:
             self._let_go(worker)
 
+    def end_seconds(self) -> bool:
+        """End all second runs, which says nothing of their tasks; return whether there were any."""
+        seconds = self.hedges.drop()
+        for worker in seconds:
+            self._end_run(worker, "this program makes room for the next one")
+        return bool(seconds)
+
     def _end_run(self, worker: Worker, why: str) -> None:
         """Kill a worker whose run is of no use any more."""
         worker.is_spare = True
@@ -517,10 +532,15 @@ class Pool:
             retire_after=limit and max(1, round(limit * random.uniform(0.9, 1.1))),
             oom_kills=oom_kills(), group=group,
         )  # fmt: skip
-        self.workers.append(worker)
         owner.page.slot_set(slot, pid, worker.incarnation, self.klass, SlotState.STARTING)
-        owner.reactor.add(ours.fileno(), lambda: self._readable(worker))
-        owner.reactor.add(worker.pidfd, lambda: self._exited(worker))
+        self._enlist(worker)
+
+    def _enlist(self, worker: Worker) -> None:
+        """Listen to a worker that lives, and wait for its end."""
+        self.workers.append(worker)
+        if not worker.deaf:
+            self._owner.reactor.add(worker.channel.fileno(), lambda: self._readable(worker))
+        self._owner.reactor.add(worker.pidfd, lambda: self._exited(worker))
 
     def _post(self, slot: int, claims: str, stacks: int) -> Post:
         """Return what the next worker is told."""

@@ -59,6 +59,7 @@ class Worker:
     doom: Doom | None = None  #: why it is being killed
     is_spare: bool = False  #: ended since the other of two runs of its task was first
     oom_kills: int = 0  #: of this host, when it started
+    is_blind: bool = False  #: it writes to the page of another program: what it runs is told by its reports alone
     group: Group | None = None  #: its own, where this supervisor has a subtree of control groups
 
 

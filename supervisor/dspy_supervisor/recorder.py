@@ -65,7 +65,7 @@ class Recorder:
         self._began = self._integrated = time.monotonic()
         self._inflight = [0.0] * len(page.classes)  # task seconds of this minute
         self._before = self._counts()
-        self._attempts: deque[tuple[float, int, int]] = deque([(self._began, 0, 0)])  # when, ended, failed
+        self._attempts: deque[tuple[float, int, int]] = deque([(self._began, *self._ends())])  # when, ended, failed
         self._file = ""
         self._trouble = ""
 
@@ -77,18 +77,19 @@ class Recorder:
             self._inflight[klass] += elapsed_s * page.gauge(klass, Gauge.INFLIGHT)
         if now - self._attempts[-1][0] < _LOOK_S:
             return
-        bad = sum(
-            page.counter(klass, name)
-            for klass in range(len(page.classes))
-            for name in (Counter.FAILED, Counter.RETRIED)
-        )
-        ended = bad + sum(page.counter(klass, Counter.DONE) for klass in range(len(page.classes)))
+        ended, bad = self._ends()
         self._attempts.append((now, ended, bad))
         while len(self._attempts) > 2 and now - self._attempts[1][0] >= _ERRORS_S:
             self._attempts.popleft()
         first = self._attempts[0]
         of_late = ended - first[1]
         page.set_global(Global.ERROR_PPM, round(1e6 * (bad - first[2]) / of_late) if of_late else 0)
+
+    def _ends(self) -> tuple[int, int]:
+        """Return how many attempts have ended, and how many of them failed."""
+        page, classes = self._page, range(len(self._page.classes))
+        bad = sum(page.counter(klass, name) for klass in classes for name in (Counter.FAILED, Counter.RETRIED))
+        return bad + sum(page.counter(klass, Counter.DONE) for klass in classes), bad
 
     def write(self, layout: Layout, now: float | None = None) -> None:
         """Add the minute that ends now to the history; a disk that doesn't take it is told of once."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy_fastpath.counters import Counter, Gauge, Global
 
-from . import budget
+from . import __version__, budget
 from .errors import ConfigError, SupervisorError, TaskNotFound
 from .jobbook import JobBook, is_carried
 from .lanes import CLOSING
@@ -43,6 +43,7 @@ def requests(supervisor: Supervisor) -> dict[str, Callable[[Request], Mapping[st
         "limit": lambda request: _limit(supervisor, request),
         "reload": lambda _: supervisor.orders.reload(),
         "reopen": lambda _: supervisor.orders.reopen_logs(),
+        "upgrade": lambda request: _upgrade(supervisor, request),
         "explain": lambda request: {"explanation": explain(supervisor, _text(request, "id"))},
     }
 
@@ -54,6 +55,8 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
         "schema_version": 1,
         "running": True,
         "pid": os.getpid(),
+        "version": __version__,
+        "upgrade": supervisor.upgrade.facts(),
         "mode": supervisor.config.mode,
         "queue_dir": str(supervisor.layout.path),
         "queue_id": supervisor.layout.queue_id,
@@ -250,6 +253,10 @@ def _last_attempt(supervisor: Supervisor, file: str) -> str:
 def _stop(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:
     supervisor.stop(now=bool(request.get("now")))
     return {"pid": os.getpid()}
+
+
+def _upgrade(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:
+    return supervisor.upgrade.begin(_text(request, "python") if request.get("python") is not None else None)
 
 
 def _pause(supervisor: Supervisor, request: Request) -> Mapping[str, Any]:

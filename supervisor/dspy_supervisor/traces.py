@@ -67,8 +67,9 @@ class Tracer:
 class Traces(Tracer):
     """The pipe, for the supervisor that opens it."""
 
-    def __init__(self) -> None:
-        self.reader, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    def __init__(self, ends: tuple[int, int] | None = None) -> None:
+        """``ends``: of a pipe that the program before this one opened."""
+        self.reader, self.writer = ends or os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # a user has pages for a few of this size
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         super().__init__(self.writer)

@@ -74,13 +74,14 @@ LAYERS = {
         "control",
         "birth",
         "breaker",
+        "handover",
         "sidecar",
         "crew",
         "carrier",
         "jobchild",
         "job",
     },
-    "loop": {"allocation", "settle", "sweeper", "requests", "orders", "dispatch", "burst", "loop"},
+    "loop": {"upgrade", "allocation", "settle", "sweeper", "requests", "orders", "dispatch", "burst", "loop"},
     "cli": {"cli", "__main__"},
 }
 #: packages and modules that stand beside the tower: what they see of it (and the actors may see handlers)

@@ -26,6 +26,7 @@ _BROKEN_PIPE = 141
 COMMANDS = {
     "start": ("service", "Serve a queue in the foreground."),
     "stop": ("service", "End the supervisor of a queue, after its running tasks."),
+    "upgrade": ("upgrade", "Turn a running supervisor to another version of this program; its tasks run on."),
     "status": ("service", "Show what the supervisor does: tasks, workers and limits by class."),
     "top": ("top", "Watch a queue and its supervisor in the terminal."),
     "submit": ("submit", "Put tasks into a queue."),
@@ -94,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        code = root.main(arguments, PROGRAM, standalone_mode=False)
+        # Commands get told whether the whole process is theirs, so that another program may take its place.
+        code = root.main(arguments, PROGRAM, standalone_mode=False, obj=arguments is None)
         return code if isinstance(code, int) else EXIT_OK
     except click.ClickException as error:
         error.show()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,11 +37,20 @@ def supervisor_socket(config: Config) -> Path:
 def start(loaded: Loaded) -> int:
     """Serve a queue in the foreground.
 
-    TERM and Ctrl-C let running tasks end (a second one does not), HUP reads the settings anew, USR1 reopens the log.
+    TERM and Ctrl-C let running tasks end (a second one does not), HUP reads the settings anew, USR1 reopens the log, USR2
+    turns to the version of this program that is installed now.
     """
+    from ..environment import handed_over
+
+    word, document = handed_over() or ("", None)
+    if word == "check" and document is not None:
+        from ..upgrade import examine
+
+        return examine(loaded, document)
     from ..loop import run
 
-    code: int = run(loaded)
+    whole = bool(click.get_current_context().obj)
+    code: int = run(loaded, tuple(sys.orig_argv) if whole else (), document)
     return code
 
 
