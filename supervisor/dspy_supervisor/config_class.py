@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from .config_sandbox import SandboxSettings
 from .config_slurm import JOB_OPTIONS
 from .setting import (
     cpus,
@@ -34,7 +35,7 @@ _TIB = 1 << 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassConfig:
+class ClassConfig(SandboxSettings):
     """What one class of tasks may use. ``name`` is the class; None as handler: its tasks without a kind wait."""
 
     name: str

@@ -22,6 +22,7 @@ from .config_gpu import GpuSettings
 from .config_http import HttpSettings
 from .config_llm import LlmSettings
 from .config_otel import OtelSettings
+from .config_sandbox import SandboxSettings
 from .config_slurm import SlurmSettings
 from .setting import (
     Setting,
@@ -52,7 +53,16 @@ def _default_classes() -> Mapping[str, ClassConfig]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(GpuSettings, SlurmSettings, HttpSettings, EmbedSettings, LlmSettings, OtelSettings, EnvironmentSettings):
+class Config(
+    GpuSettings,
+    SlurmSettings,
+    HttpSettings,
+    EmbedSettings,
+    LlmSettings,
+    OtelSettings,
+    EnvironmentSettings,
+    SandboxSettings,
+):
     """All settings of one supervisor or client, checked; paths are absolute. Only the two folders have no default."""
 
     mode: str = setting(

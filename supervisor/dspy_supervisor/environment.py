@@ -114,6 +114,11 @@ def _own_folder(places: Sequence[Path]) -> Path | None:
     return None
 
 
+def user_home() -> str:
+    """Return the home folder of this process's user."""
+    return os.path.expanduser("~")
+
+
 _FOR_JOBS = frozenset(
     {
         *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TMPDIR", "SLURM_CONF", "LD_LIBRARY_PATH", "LD_PRELOAD"),
@@ -143,3 +148,16 @@ def job_variables() -> dict[str, str]:
 def checkpoint_file() -> str:
     """Return the file in which a job's runner tells what it runs that its time is up; "" where there is none."""
     return os.environ.get("DSPY_CHECKPOINT", "")
+
+
+def replace_variables(variables: Mapping[str, str], drop: Sequence[str] = ()) -> None:
+    """Set variables of this process, and forget others."""
+    for name in drop:
+        os.environ.pop(name, None)
+    os.environ.update(variables)
+
+
+def chosen_variables(allowed: Sequence[str]) -> dict[str, str]:
+    """Return the variables of this process that are allowed, by name or as NAME*."""
+    heads = tuple(name.removesuffix("*") for name in allowed if name.endswith("*"))
+    return {name: value for name, value in os.environ.items() if name in allowed or (heads and name.startswith(heads))}

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dspy_fastpath.claim import syncs
 from dspy_fastpath.counters import Counter, Global, Histogram, Page
@@ -46,6 +46,9 @@ from .taskqueue import TaskQueue, Unusable, past_causes
 from .traceparent import of_task, run_span
 from .traces import Attempt, Tracer
 from .walltime import RunTimes, Walltime
+
+if TYPE_CHECKING:
+    from .warden import Warden
 
 RETRY_WRITE_S = 5.0  #: between two tries to write a result that the disk didn't take
 _FLUSH_S = 0.002  # reports of tasks shorter than this travel together
@@ -149,6 +152,11 @@ class _Stop:
             raise Stopped
 
 
+def _elsewhere(_task: Task) -> NoReturn:
+    """Stand for a handler that another process has."""
+    raise RuntimeError("a task of a class with a sandbox is run by its warden")
+
+
 class Worker:
     """One worker process, inside."""
 
@@ -164,6 +172,7 @@ class Worker:
         if config.ends_at:
             reserve_s = config.drain_s + config.kill_grace_s
             self._walltime = Walltime(config.ends_at, reserve_s, RunTimes(queue.layout))
+        self._warden: Warden | None = None
         self._tracer = Tracer(post.traces) if post.traces >= 0 else None
         self._reports: list[bytes] = []
         self._flushed_at = 0.0
@@ -171,22 +180,34 @@ class Worker:
 
     def load(self) -> None:
         """Import the handlers. Raises ConfigError naming the one that can't be."""
-        config = self._post.config
+        config, settings = self._post.config, self._post.settings
         if (here := os.getcwd()) not in sys.path:
             sys.path.append(here)  # a handler's module may lie where the supervisor was started; it hides no other
-        named = [(None, self._post.settings.handler), *((kind, kind) for kind in config.kinds)]
-        for kind, name in [*named, *config.kind_handlers.items()]:
-            if name is not None:
-                self._handlers[kind] = make(
-                    name,
-                    call_allow=config.call_allow,
-                    command_env=(*config.command_env, *self._post.settings.environment),
-                    command_cwd=config.command_cwd,
-                    kill_grace_s=config.kill_grace_s,
-                    embed=config,
-                    embed_socket=self._embed_socket(),
-                    environments=config.environments,
-                )
+        named = [(None, settings.handler), *((kind, kind) for kind in config.kinds)]
+        chosen = [(kind, name) for kind, name in [*named, *config.kind_handlers.items()] if name is not None]
+        options: dict[str, Any] = {
+            "call_allow": config.call_allow,
+            "command_env": (*config.command_env, *settings.environment, *settings.sandbox_env),
+            "command_cwd": config.command_cwd,
+            "kill_grace_s": config.kill_grace_s,
+            "environments": dict(config.environments),
+        }
+        if settings.sandbox != "off":
+            self._lock_in(chosen, options)
+            return
+        for kind, name in chosen:
+            self._handlers[kind] = make(name, **options, embed=config, embed_socket=self._embed_socket())
+
+    def _lock_in(self, chosen: list[tuple[str | None, str]], options: Mapping[str, Any]) -> None:
+        """Have the handlers run by another process, in a sandbox."""
+        from .warden import Warden
+
+        self._warden = warden = Warden(self._post.settings, self._post.config, self._queue.layout.path, chosen, options)
+        warden.start()
+        self._kept.children.add(warden.pid)
+        log.info("sandbox", mechanism=warden.mechanism)
+        for kind, _ in chosen:
+            self._handlers[kind] = _elsewhere
 
     def _embed_socket(self) -> Path | None:
         config = self._post.config
@@ -372,7 +393,10 @@ class Worker:
         current.begin(task)
         _Stop.may_interrupt = True
         try:
-            outcome = run(handler, task, max_result_bytes=post.config.max_result_bytes)
+            if self._warden is not None:
+                outcome = self._warden.run(task)
+            else:
+                outcome = run(handler, task, max_result_bytes=post.config.max_result_bytes)
         finally:
             _Stop.may_interrupt = False
             current.end()

@@ -1,0 +1,129 @@
+"""What a task must not be able to do, tried from inside: the proof that the walls stand.
+
+`targets` are made outside, by who can reach them all; `escaped` is called inside, and returns in words what it could do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+_PTRACE_SEIZE = 0x4206
+_CLONE_NEWUSER = 0x10000000
+
+
+@contextmanager
+def targets(queue: str, *, network: bool) -> Iterator[dict[str, Any]]:
+    """Make what a task is to try to reach, and yield where it is, as JSON."""
+    with ExitStack() as stack:
+        secret = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dspy-probe-"))) / "secret"
+        secret.write_text("secret")
+        found: dict[str, Any] = {"queue": queue, "file": str(secret), "pid": os.getpid(), "network": network}
+        stack.callback((Path(queue) / "done" / ".probe").unlink, missing_ok=True)  # of walls that don't hold
+        abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
+        abstract.bind(f"\0dspy-probe-{os.getpid()}")
+        abstract.listen()
+        named = stack.enter_context(socket.socket(socket.AF_UNIX))
+        named.bind(str(secret.with_name("socket")))
+        named.listen()
+        found |= {"abstract": f"dspy-probe-{os.getpid()}", "socket": str(secret.with_name("socket"))}
+        if not network:
+            tcp = stack.enter_context(socket.socket())
+            tcp.bind(("127.0.0.1", 0))
+            tcp.listen()
+            found["port"] = tcp.getsockname()[1]
+        yield found
+
+
+def escaped(at: Mapping[str, Any], home: str) -> list[str]:
+    """Return what could be done of all that must not be possible; nothing where the walls hold."""
+    pid, file, queue = int(at["pid"]), str(at["file"]), str(at["queue"])
+    tries: list[tuple[str, Callable[[], object]]] = [
+        ("read a file of another task's /tmp", Path(file).read_bytes),
+        ("write into another task's /tmp", lambda: Path(file).with_name("new").write_bytes(b"")),
+        ("read the queue", (Path(queue) / "queue.json").read_bytes),
+        ("list the queue", lambda: os.listdir(f"{queue}/claimed")),
+        ("write into the queue", lambda: (Path(queue) / "done" / ".probe").write_bytes(b"")),
+        ("change a mode in the queue", lambda: os.chmod(queue, 0o700)),
+        ("write outside of its folder", _write_system),
+        ("follow a link out of its folder", lambda: _link(home, file)),
+        ("signal another process", lambda: os.kill(pid, 0)),
+        ("trace another process", lambda: _trace(pid)),
+        ("read another process's environment", Path(f"/proc/{pid}/environ").read_bytes),
+        ("reach an abstract socket", lambda: _connect(socket.AF_UNIX, "\0" + str(at["abstract"]))),
+        ("reach a socket by its path", lambda: _connect(socket.AF_UNIX, str(at["socket"]))),
+        ("make namespaces", _unshare),
+        ("get privileges from a program", _privileges),
+        ("use a descriptor it was not given", _descriptors),
+    ]
+    if not at["network"]:
+        tries.append(("reach the network by TCP", lambda: _connect(socket.AF_INET, ("127.0.0.1", int(at["port"])))))
+        tries.append(("reach the network by UDP", _datagram))
+    return [name for name, attempt in tries if _works(attempt)]
+
+
+def _works(attempt: Callable[[], object]) -> bool:
+    try:
+        return attempt() is not False
+    except OSError:
+        return False
+
+
+def _write_system() -> None:
+    for place in ("/usr", "/etc", "/var", "/"):
+        try:
+            descriptor = os.open(f"{place}/.dspy-probe", os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
+        except OSError:
+            continue
+        os.close(descriptor)
+        os.unlink(f"{place}/.dspy-probe")
+        return
+    raise PermissionError
+
+
+def _link(home: str, file: str) -> None:
+    link = Path(home) / ".dspy-probe"
+    link.symlink_to(file)
+    try:
+        link.read_bytes()
+    finally:
+        link.unlink()
+
+
+def _trace(pid: int) -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.ptrace(_PTRACE_SEIZE, pid, None, None) == 0)
+
+
+def _unshare() -> bool:
+    return bool(ctypes.CDLL(None).unshare(_CLONE_NEWUSER) == 0)
+
+
+def _privileges() -> bool:
+    """Whether a set-user-ID program would give any, or there is one to use already."""
+    with open("/proc/self/status") as file:
+        facts = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    names = ["CapEff", "CapPrm", "CapAmb", *(["CapBnd"] if os.geteuid() == 0 else [])]  # the last only root can empty
+    return facts["NoNewPrivs"] != "1" or any(int(facts[name], 16) for name in names)
+
+
+def _descriptors() -> bool:
+    """Whether there is one beside the standard three, the socket that the result goes out by, and this listing's own."""
+    return len(os.listdir("/proc/self/fd")) > 5
+
+
+def _connect(family: int, address: Any) -> None:
+    with socket.socket(family) as stream:
+        stream.settimeout(1.0)
+        stream.connect(address)
+
+
+def _datagram() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.sendto(b"", ("127.0.0.1", 9))

@@ -1,0 +1,130 @@
+"""What a task in a sandbox sees of the filesystem."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+#: what programs are made of; the rest of the machine is not there, or can't be opened
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/nix/store", "/gnu/store")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+#: what a task of class gpu gets beside these; which GPU it uses is said by CUDA_VISIBLE_DEVICES, and held by nothing more
+GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/renderD*", "/dev/kfd", "/dev/dxg")
+#: in folders of code that a task may read: what is likely to hold secrets
+_SECRETS = (".env", ".env.*", ".git", "dspy-supervisor.toml", "*.pem", "*.key")
+#: in /etc, whatever its modes say
+_PRIVATE = ("/etc/dspy-supervisor",)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Files and folders, by their real paths."""
+
+    read: tuple[str, ...]  #: with all below
+    write: tuple[str, ...]  #: with all below
+    hidden: tuple[str, ...]  #: below one of those, and not to be seen all the same
+    devices: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]  #: other names of some of these, and their real paths
+
+    def shows(self, path: str) -> bool:
+        """Whether a task may read there."""
+        real = os.path.realpath(path)
+        return any(is_below(real, one) for one in (*self.read, *self.write))
+
+
+def look(
+    *,
+    code: Iterable[str],  # folders of Python's modules
+    private: Sequence[str],  # what no task may see: the queue, the runtime folder
+    home: str,  # of the user
+    read: Sequence[str] = (),
+    write: Sequence[str] = (),
+    gpu: bool = False,
+    network: bool = False,
+) -> View:
+    """Return what tasks see: the system, the code, and what they are given beside it."""
+    system = [path for path in SYSTEM if os.path.lexists(path)]
+    modules = [
+        path for path in map(os.path.abspath, code) if os.path.exists(path) and not _is_above(path, (home, "/tmp"))
+    ]
+    modules = [path for path in dict.fromkeys(modules) if not any(is_below(path, one) for one in SYSTEM)]
+    given = ["/etc/resolv.conf"] if network else []  # often a link to a place elsewhere
+    devices = [*DEVICES, *(found for name in GPU_DEVICES for found in sorted(glob.glob(name)))] if gpu else [*DEVICES]
+    named = [*system, *modules, *given, *read, *write]
+    links = [(path, real) for path in dict.fromkeys(named) if (real := os.path.realpath(path)) != path]
+    readable = _real([*system, *modules, *given, *read])
+    readable = tuple(path for path in readable if not any(path != one and is_below(path, one) for one in readable))
+    hidden = [*private, *_PRIVATE, *unreadable("/etc")]
+    secrets = [found for path in modules for name in _SECRETS for found in glob.glob(f"{glob.escape(path)}/{name}")]
+    hidden += [path for path in secrets if not os.path.islink(path)]
+    shown = (*readable, *_real(write))
+    return View(
+        read=readable,
+        write=_real(write),
+        hidden=tuple(path for path in _real(hidden) if any(is_below(path, one) for one in shown)),
+        devices=tuple(devices),
+        links=tuple(links),
+    )
+
+
+def _real(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(os.path.realpath, paths)))
+
+
+def reaching(paths: Iterable[str], private: Iterable[str]) -> str:
+    """Return the first of these paths that leads to something private, or lies in it; "" where none does."""
+    wanted = [os.path.realpath(path) for path in private]
+    for path in paths:
+        real = os.path.realpath(path)
+        if any(is_below(real, one) or is_below(one, real) for one in wanted):
+            return path
+    return ""
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether path is folder, or lies in it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _is_above(path: str, others: Iterable[str]) -> bool:
+    real = os.path.realpath(path)
+    return any(is_below(os.path.realpath(one), real) for one in others)
+
+
+def unreadable(folder: str) -> Iterator[str]:
+    """Yield what of a folder this process may read, and not everybody: passwords and keys, where it is root."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        try:
+            mode = entry.stat(follow_symlinks=False).st_mode
+        except OSError:
+            continue
+        if stat.S_ISLNK(mode):
+            continue
+        wanted = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+        if mode & wanted != wanted:
+            if os.access(entry.path, os.R_OK):  # else the kernel refuses it already
+                yield entry.path
+        elif stat.S_ISDIR(mode):
+            yield from unreadable(entry.path)
+
+
+def without(path: str, hidden: Sequence[str]) -> Iterator[str]:
+    """Yield what together is all of path but what is hidden, for a means that can't hide a part of a folder."""
+    if not any(is_below(one, path) for one in hidden):
+        yield path
+        return
+    if path in hidden:
+        return
+    try:
+        entries = sorted(entry.path for entry in os.scandir(path))
+    except OSError:
+        return
+    for entry in entries:
+        yield from without(entry, hidden)
