@@ -11,8 +11,9 @@ SOURCES = pyproject.toml setup.py $(wildcard fastpath/dspy_fastpath/*.p*)
 demo: $(VENV)/.ready
 	$(BIN)/python docs/demo/demo.py
 
+# Three at once on two cores: the tests on a cluster mostly wait for it.
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(TESTS)
+	$(BIN)/python -m pytest -q -n 3 --dist loadgroup $(TESTS)
 
 # What must hold beside the tests: format, lint, types, and that the stubs say what the compiled parts are.
 lint: $(VENV)/.ready-dev
