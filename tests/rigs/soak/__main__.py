@@ -27,6 +27,8 @@ PLAY = "tests.system.handlers:play"
 SAMPLE_S, ACCOUNT_S, CLEAR_S, KEPT_S = 5.0, 10.0, 30.0, 60
 FLAT_AFTER = 0.5  #: of the run: what came before is warming up, and the half of it that is full of deaths
 _PLANTED_MINUTES = 3.0
+#: where each planted leak must show
+SHOWS = {"memory": ("supervisor", "pss_kb"), "fd": ("supervisor", "fds"), "files": ("runtime", "files")}
 
 
 def run(folder: Path, minutes: float, rate: float, seed: int, leak: str = "") -> dict[str, Any]:
@@ -161,7 +163,7 @@ def main() -> int:
         place = folder / leak
         place.mkdir(parents=True, exist_ok=True)
         report = run(place, min(chosen.minutes, _PLANTED_MINUTES), chosen.rate, chosen.seed, leak)
-        found = [one for one in report["growths"] if not one["flat"]]
+        found = [one for one in report["growths"] if not one["flat"] and (one["who"], one["what"]) == SHOWS[leak]]
         print(
             f"planted {leak}: " + ("; ".join(f"{one['who']} {one['what']} by {one['by']}" for one in found) or "MISSED")
         )
