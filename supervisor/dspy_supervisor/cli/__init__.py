@@ -41,6 +41,7 @@ COMMANDS = {
     "config": ("config", "Show and check the settings, and where each comes from."),
     "simulate": ("simulate", "Judge policies in simulated worlds, beside the best fixed limit."),
     "completion": ("completion", "Print the completion script of a shell."),
+    "man": ("manual", "Print the manual page."),
 }
 
 
