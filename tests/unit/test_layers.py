@@ -22,6 +22,7 @@ LAYERS = {
             "config_env",
             "config_http",
             "config_embed",
+            "config_cloud",
             "config_llm",
             "config_otel",
             "config_class",
