@@ -84,6 +84,7 @@ LAYERS = {
         "jobchild",
         "cell",
         "warden",
+        "proof",
         "job",
     },
     "loop": {"upgrade", "allocation", "settle", "sweeper", "requests", "orders", "dispatch", "burst", "loop"},
