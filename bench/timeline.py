@@ -12,6 +12,7 @@ about a microsecond a call.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ from bench import script
 from bench.ours import Ours
 
 INTERVAL_S = 0.003
+PROCESSES = ("producer", "supervisor", "worker")
 UNISTD = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 _LINE = re.compile(r"\s*(\d+)\s+([\d.]+):\s+raw_syscalls:sys_(enter|exit):\s+NR (-?\d+)")
 
@@ -69,30 +71,53 @@ def split(events: Iterator[Event]) -> list[list[Event]]:
     return tasks[10:-1]  # the first ones warm up, the last one is not whole
 
 
-def show(process: str, tasks: Sequence[Sequence[Event]]) -> None:
-    """Print the most frequent sequence of one process."""
+class Moment(NamedTuple):
+    """One system call of the usual sequence of a process, medians in us."""
+
+    at: float  #: since the put began
+    outside: float  #: spent before it, outside the kernel
+    inside: float  #: spent in it; nan for the call that the process was woken from
+    call: str
+
+
+def usual(process: str, tasks: Sequence[Sequence[Event]]) -> tuple[int, list[Moment]]:
+    """Return the most frequent sequence of one process, and of how many tasks it is."""
     own = [[event for event in task if event.process == process] for task in tasks]
     sequences = [tuple((event.side, event.call) for event in events) for events in own]
-    usual, times = Counter(sequences).most_common(1)[0]
-    alike = [(task[0].at, events) for task, events, found in zip(tasks, own, sequences, strict=True) if found == usual]
-    print(f"\n{process}: {times} of {len(tasks)} tasks went like this\n{'at':>9}{'outside':>10}{'inside':>10}")
-    for index, (side, call) in enumerate(usual):
+    sequence, times = Counter(sequences).most_common(1)[0]
+    alike = [
+        (task[0].at, events) for task, events, found in zip(tasks, own, sequences, strict=True) if found == sequence
+    ]
+    moments = []
+    for index, (side, call) in enumerate(sequence):
         at = statistics.median(events[index].at - begun for begun, events in alike)
         since = statistics.median(
             events[index].at - (events[index - 1].at if index else begun) for begun, events in alike
         )
         if side == "enter":
-            is_left = index + 1 < len(usual)
+            is_left = index + 1 < len(sequence)
             inside = (
                 statistics.median(events[index + 1].at - events[index].at for _, events in alike) if is_left else 0.0
             )
-            print(f"{at:9.1f}{since:10.1f}{inside:10.1f}  {call}")
+            moments.append(Moment(at, since, inside, call))
         elif not index:
+            moments.append(Moment(at, since, math.nan, call))
+    return times, moments
+
+
+def show(process: str, tasks: Sequence[Sequence[Event]]) -> None:
+    """Print the most frequent sequence of one process."""
+    times, moments = usual(process, tasks)
+    print(f"\n{process}: {times} of {len(tasks)} tasks went like this\n{'at':>9}{'outside':>10}{'inside':>10}")
+    for at, outside, inside, call in moments:
+        if math.isnan(inside):
             print(f"{at:9.1f}{'':20}  woken from {call}")
+        else:
+            print(f"{at:9.1f}{outside:10.1f}{inside:10.1f}  {call}")
 
 
-def measure(folder: Path, options: argparse.Namespace) -> script.Facts:
-    """Print the timelines; return nothing else."""
+def record(folder: Path, calls: int) -> list[list[Event]]:
+    """Return what the processes of a supervisor asked of the kernel for each of many tasks."""
     recorded = folder / "perf.data"
     with Ours(folder, sync=False) as ours:
         ours.start(1)
@@ -103,12 +128,17 @@ def measure(folder: Path, options: argparse.Namespace) -> script.Facts:
         tracepoints = "raw_syscalls:sys_enter,raw_syscalls:sys_exit"
         with subprocess.Popen(["perf", "record", "-q", "-e", tracepoints, "-p", pids, "-o", recorded]) as perf:
             time.sleep(1.0)  # perf says nowhere that it has begun
-            for _ in range(options.calls):
+            for _ in range(calls):
                 time.sleep(INTERVAL_S)
                 ours.call()
             perf.send_signal(signal.SIGINT)
-    tasks = split(read_events(recorded, processes))
-    for process in ("producer", "supervisor", "worker"):
+    return split(read_events(recorded, processes))
+
+
+def measure(folder: Path, options: argparse.Namespace) -> script.Facts:
+    """Print the timelines; return nothing else."""
+    tasks = record(folder, options.calls)
+    for process in PROCESSES:
         show(process, tasks)
     print()
     return {}
