@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .errors import DuplicateTask as DuplicateTask
     from .errors import EnvelopeInvalid as EnvelopeInvalid
     from .errors import NotRunning as NotRunning
+    from .errors import QueueFormat as QueueFormat
     from .errors import QueueFull as QueueFull
     from .errors import QueueMissing as QueueMissing
     from .errors import QueueUnsafe as QueueUnsafe
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from .parts import TaskRefused as TaskRefused
 
 _ERRORS = (
-    "AlreadyRunning ConfigError DuplicateTask EnvelopeInvalid NotRunning QueueFull QueueMissing QueueUnsafe "
+    "AlreadyRunning ConfigError DuplicateTask EnvelopeInvalid NotRunning QueueFormat QueueFull QueueMissing "
+    "QueueUnsafe "
     "ServiceUnavailable SupervisorError TaskFailed TaskNotFound WaitTimeout"
 )
 _HOME = {

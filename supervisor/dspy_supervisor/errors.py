@@ -9,6 +9,7 @@
     ├── QueueFull             75   a bound or the disk says: try again later
     ├── QueueUnsafe           78   others could put code into this queue
     ├── QueueMissing           4   there is no queue here
+    ├── QueueFormat           78   the queue is of another version than this program works with
     ├── TaskNotFound           4
     ├── TaskFailed             1   the task ended in failed/
     ├── NotRunning             3   no supervisor serves this queue on this host
@@ -91,6 +92,29 @@ class QueueMissing(SupervisorError):
     """The folder is not there, or is no queue."""
 
     exit_code = 4
+
+
+class QueueFormat(SupervisorError):
+    """The queue has another format than this program works with; ``found`` and ``known`` say which."""
+
+    exit_code = 78
+
+    def __init__(self, path: object, found: object, known: int) -> None:
+        where = getattr(path, "parent", path)
+        if isinstance(found, str) and found.partition(">")[0].isdecimal():
+            what = f"being brought from format {found.replace('>', ' to format ')}"
+            remedy = f"'dspy-supervisor start --queue-dir {where}' of the newer version brings that to its end"
+        elif isinstance(found, int) and not isinstance(found, bool) and 0 < found < known:
+            what = f"of format {found}"
+            remedy = f"'dspy-supervisor start --queue-dir {where}' brings it up to date"
+        else:
+            what = f"of format {found!r}"
+            remedy = "use the version of dspy-supervisor that made it, or a newer one; nothing was changed"
+        super().__init__(f"{path} says the queue is {what}, and this program knows format {known}: {remedy}")
+        self.path, self.found, self.known = path, found, known
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (QueueFormat, (self.path, self.found, self.known))
 
 
 class TaskNotFound(SupervisorError):

@@ -28,10 +28,10 @@ import orjson
 from dspy_fastpath.claim import move_new, sync, write_new
 from dspy_fastpath.ids import uuid7
 
-from .errors import ConfigError, QueueMissing, QueueUnsafe
+from .errors import ConfigError, QueueFormat, QueueMissing, QueueUnsafe
 from .filesystem import Filesystem, filesystem
 
-FORMAT = 1
+FORMAT = 1  #: of all that lies in the folder; another number needs a step in migration.py
 FOLDERS = ("pending", "delayed", "claimed", "results", "done", "failed", "quarantine", "nodes", "logs")
 IDENTITY = "queue.json"
 PAUSED = "paused.json"
@@ -86,11 +86,13 @@ class Layout:
         durability: str | None = None,
         bounds: tuple[int, int] | None = None,  # tasks, bytes
         queue_id: str | None = None,  # of a queue that is made; None: a new one
+        accept: object = FORMAT,
     ) -> Self:
         """Open the queue in a folder, and with ``create`` make what is missing.
 
-        ``durability`` and ``bounds`` are written to the identity, so that every producer keeps to them.
-        Raises QueueMissing where there is no queue, QueueUnsafe where others could put code into it.
+        ``durability`` and ``bounds`` are written to the identity, so that every producer keeps to them. ``accept``: the
+        format that it may have. Raises QueueMissing where there is no queue, QueueUnsafe where others could put code into
+        it, QueueFormat where it is of another version.
         """
         folder = Path(path).absolute()
         if create and queue_id is None:
@@ -108,7 +110,7 @@ class Layout:
             if not insecure:
                 check_safe(folder)
             kind = filesystem(folder)
-            identity = _identity(root, folder, create, durability, bounds, queue_id, kind)
+            identity = _identity(root, folder, create, durability, bounds, queue_id, kind, accept)
             for name in FOLDERS:
                 descriptors[name] = _open_folder(root, name, folder, create)
                 if not insecure:
@@ -275,6 +277,7 @@ def _identity(
     bounds: tuple[int, int] | None,
     queue_id: str | None,
     kind: Filesystem,
+    accept: object,
 ) -> dict[str, Any]:
     """Return queue.json, after making or changing it where that was asked for."""
     found = read_json(root, IDENTITY)
@@ -297,10 +300,8 @@ def _identity(
         }
         wanted["max_pending"], wanted["max_pending_bytes"] = bounds or (0, 0)
         found = _publish_identity(root, wanted)
-    if found.get("format") != FORMAT:
-        raise QueueMissing(
-            f"{path / IDENTITY} has format {found.get('format')!r}, this program reads {FORMAT}: use a newer dspy-supervisor"
-        )
+    if (number := found.get("format")) != accept or isinstance(number, bool):
+        raise QueueFormat(path / IDENTITY, number, FORMAT)
     if not _is_identity(found):
         raise ConfigError(
             str(path / IDENTITY), found, "the keys format, queue_id and durability, and bounds that are whole numbers"

@@ -41,6 +41,7 @@ from .handover import Handover, hear_signals
 from .intake import Intake, Keys
 from .layout import Layout
 from .log import configure, log
+from .migration import bring_up_to_date
 from .nodes import Held, Observer, Presence
 from .notify import Notifier
 from .orders import Orders
@@ -82,6 +83,8 @@ class Supervisor:
         self.reactor = Reactor()
         config = self.config
         make_runtime_folder(config.runtime_dir)
+        if before is None:
+            bring_up_to_date(config)
         self.layout = self.open_layout()
         self._stem = config.runtime_dir / f"{self.layout.queue_id}.{config.instance}"
         held = Held(before.node, before.lock, before.beats, before.owners) if before is not None else None

@@ -168,7 +168,7 @@ def test_a_program_that_cannot_read_what_is_left_to_it_recovers_as_after_a_kill(
 
 def test_a_time_limit_holds_where_the_next_program_has_another_page(rig: Rig, install: Install) -> None:
     one = rig.start(workers=2)
-    gates = [rig.gate("ends"), rig.gate("late", timeout_s=3, max_attempts=1)]
+    gates = [rig.gate("ends"), rig.gate("late", timeout_s=2, max_attempts=1)]
     for gate in gates:
         gate.wait()
     (page,) = one.runtime.glob("*.page")

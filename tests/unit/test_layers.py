@@ -36,6 +36,7 @@ LAYERS = {
         *(
             "nodes",
             "undertaker",
+            "migration",
             "recovery",
             "retry",
             "backlog",

@@ -6,7 +6,7 @@ import stat
 
 import orjson
 import pytest
-from dspy_supervisor.errors import ConfigError, QueueMissing, QueueUnsafe
+from dspy_supervisor.errors import ConfigError, QueueFormat, QueueMissing, QueueUnsafe
 from dspy_supervisor.layout import FOLDERS, Layout, list_folder, read_json, replace_json, walk_folder
 
 from tests.queues import Steps
@@ -54,7 +54,7 @@ def test_a_torn_identity_is_refused_and_never_made_anew(tmp_path, content):
 @pytest.mark.parametrize(
     ("key", "value", "error"),
     [
-        ("format", 2, QueueMissing), ("durability", "much", ConfigError), ("queue_id", 7, ConfigError),
+        ("format", 2, QueueFormat), ("durability", "much", ConfigError), ("queue_id", 7, ConfigError),
         ("max_pending", "many", ConfigError), ("max_pending", -1, ConfigError), ("max_pending_bytes", None, ConfigError),
     ],
 )  # fmt: skip

@@ -1,0 +1,1 @@
+{"node":"733691359de18537f1e2","counter":1,"boot_id":"","machine_id":"","lock":{"file":"01a20b69-87be-74aa-9258-b7caad1083d4.main.lock","device":65024,"inode":2228529},"pid":18199,"pid_start":4665897,"pid_space":"","host":"old","started_at":1795487796.151}
