@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 PYTHONS ?= python3.11 python3.12 python3.13
 SOURCES = pyproject.toml setup.py $(wildcard fastpath/dspy_fastpath/*.p*)
 
-.PHONY: demo test lint wheels faults slurm-faults guest bench compare sanitize fuzz clean
+.PHONY: demo test lint docs wheels faults slurm-faults guest bench compare sanitize fuzz clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python docs/demo/demo.py
@@ -22,6 +22,10 @@ lint: $(VENV)/.ready-dev
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint fastpath/dspy_fastpath/*.pyx fastpath/dspy_fastpath/*.pxd
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy.stubtest dspy_fastpath --mypy-config-file pyproject.toml
+
+# The documents as pages, into build/docs/; what is generated from the source is made first.
+docs: $(VENV)/.ready-dev
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
 
 # The wheel as a user gets it, in a fresh environment of each Python that is here.
 wheels: $(VENV)/.ready-dev

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .config import Config
     from .crew import Crew
     from .pool import Pool
 
 MAX_NAMES = 64  #: in one message: a name has at most 208 bytes
-CARRIED = {"gpu_slurm": "slurm"}  #: class to the service that carries it, where that is meant to run
+
+
+def carried(config: Config) -> dict[str, str]:
+    """Return the classes whose tasks leave this host, each with the service that carries them where it is meant to run."""
+    return {"gpu_slurm": "slurm", config.cloud_class: "cloud"}
 
 
 class Carrier:
@@ -33,6 +38,13 @@ class Carrier:
         sidecar = self._crew.get(self.service)
         adopted = sidecar.state.get("inflight", 0) if sidecar else 0
         return max(len(self.fed), adopted if isinstance(adopted, int) else 0)
+
+    @property
+    def places(self) -> int:
+        """How many names it may have at once: as the service says, where it does."""
+        sidecar = self._crew.get(self.service)
+        told = sidecar.state.get("places") if sidecar else None
+        return told if isinstance(told, int) else self.window
 
     @property
     def trouble(self) -> str:
@@ -60,7 +72,7 @@ class Carrier:
         sidecar = self._crew.get(self.service)
         if sidecar is None or not sidecar.pid or self._pool.paused or self._pool.trouble:
             return 0
-        return max(0, min(MAX_NAMES, self.window - self.inflight))
+        return max(0, min(MAX_NAMES, self.places - self.inflight))
 
     def feed(self, files: Sequence[str]) -> bool:
         """Hand names over; False where the service is gone or busy, and the names are the caller's again."""

@@ -129,7 +129,7 @@ class Cell:
         signal.signal(signal.SIGTERM, _stop)
         faulthandler.enable()
         if facts.get(_PROBE):
-            stream.sendall(pack({"escaped": escapes.escaped(facts[_PROBE], home)}))
+            stream.sendall(pack(escapes.attempt(facts[_PROBE], home)))
             os._exit(0)
         task = _task(facts, envelope)
         current.begin(task)

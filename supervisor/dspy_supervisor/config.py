@@ -23,6 +23,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .config_class import BUILT_IN, CLASS_SETTINGS, CLASSES, ClassConfig, class_defaults
+from .config_cloud import lacking
 from .config_gpu import workstation_limit
 from .config_http import is_open
 from .config_sources import (
@@ -144,6 +145,9 @@ def load(
     if listens and not values["http_token"] and values["http_host"] != "127.0.0.1" and is_open(values["http_host"]):
         expected = "127.0.0.1 or localhost where there is no http_token, since whoever puts a task runs a program"
         raise ConfigError(f"http_host ({origins['http_host']})", values["http_host"], expected)
+    if lack := lacking(values):
+        name, expected = lack
+        raise ConfigError(f"{name} ({origins[name]})", HIDDEN if SETTINGS[name].secret else values[name], expected)
     classes = {name: _class(name, layers, values, origins) for name in CLASSES}
     config = Config(**values, classes=MappingProxyType(classes))
     return Loaded(
@@ -185,6 +189,9 @@ def _class(workload: str, layers: list[Layer], values: Mapping[str, Any], origin
     """Return the settings of one class, and add their origins."""
     nature = class_defaults(values["max_concurrency"], values["enable_gpu"])[workload]
     nature |= {name: values[name] for name in CLASS_SETTINGS.keys() & values.keys()}  # those that all classes share
+    leaves = values["cloud_provider"] is not None and workload == values["cloud_class"]
+    if leaves:
+        nature["workers"] = 0
     found: dict[str, Any] = {}
     for name, setting in CLASS_SETTINGS.items():
         full = f"class.{workload}.{name}"
@@ -194,6 +201,8 @@ def _class(workload: str, layers: list[Layer], values: Mapping[str, Any], origin
             workload in ("cpu_short", "cpu_long") or (workload == "gpu" and values["enable_gpu"])
         ):
             origin = f"max_concurrency ({origins['max_concurrency']})"
+        if name == "workers" and leaves:
+            origin = f"cloud_class ({origins['cloud_class']})"
         found[name], origins[full] = _resolve(full, setting, layers, default, origin)
     if 0 < found["limit_max"] < found["limit_min"]:
         where = f"class.{workload}.limit_max ({origins[f'class.{workload}.limit_max']})"

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .config_class import CLASS_SETTINGS, CLASSES, HANDLER, ClassConfig, class_defaults
+from .config_cloud import CloudSettings
 from .config_embed import EmbedSettings
 from .config_env import EnvironmentSettings
 from .config_gpu import GpuSettings
@@ -56,6 +57,7 @@ def _default_classes() -> Mapping[str, ClassConfig]:
 class Config(
     GpuSettings,
     SlurmSettings,
+    CloudSettings,
     HttpSettings,
     EmbedSettings,
     LlmSettings,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from importlib import import_module
+from pathlib import Path
 
 from .config import Config
 from .sidecar import LOOK_S, TRACING, Kind, Owner, Sidecar
@@ -26,6 +28,7 @@ KINDS = (
     ),
     Kind("embed", "dspy_supervisor.services.embed:run", wants_shared_batches),
     Kind("slurm", "dspy_supervisor.services.slurm:run", lambda config: config.enable_slurm),
+    Kind("cloud", "dspy_supervisor.services.cloud:run", lambda config: config.cloud_provider is not None),
     Kind(
         "gateway",
         "dspy_supervisor.services.gateway:run",
@@ -33,6 +36,12 @@ KINDS = (
     ),
     Kind(TRACING, "dspy_supervisor.services.tracing:run", lambda config: config.otel_endpoint is not None, last=True),
 )
+
+
+def look_after_rented(config: Config, queue_dir: Path) -> None:
+    """Let the machines that were rented not outlive their supervisor; called when it is gone."""
+    if config.cloud_provider is not None:
+        import_module("dspy_supervisor.services.cloud.warden").begin(config, queue_dir)
 
 
 class Crew:

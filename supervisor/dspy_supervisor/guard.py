@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from typing import NoReturn
 
 from . import proctree
@@ -19,9 +20,9 @@ from .birth import fork
 class Guard:
     """The guard of one supervisor, started before any worker is."""
 
-    def __init__(self, node: str, pid: int = 0, pipe: int = -1) -> None:
-        """``pid``, ``pipe``: of one that runs, and that the program before this one started."""
-        self._node = node
+    def __init__(self, node: str, then: Callable[[], object] = lambda: None, pid: int = 0, pipe: int = -1) -> None:
+        """``then`` is called in the guard; ``pid``, ``pipe``: of one that runs, and that the program before this one started."""
+        self._node, self._then = node, then
         self.pid = pid
         self.pipe = pipe  #: the end that only we hold
         self.renew()
@@ -33,7 +34,7 @@ class Guard:
         self._let_go()
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
-            self.pid = fork(lambda: _watch(reader, self._node))
+            self.pid = fork(lambda: _watch(reader, self._node, self._then))
         except OSError:
             os.close(writer)
             raise
@@ -55,7 +56,7 @@ class Guard:
             self.pipe = -1
 
 
-def _watch(pipe: int, node: str) -> NoReturn:
+def _watch(pipe: int, node: str, then: Callable[[], object]) -> NoReturn:
     """Be the guard. Called in the forked child; ends the process."""
     try:
         os.setsid()
@@ -77,5 +78,6 @@ def _watch(pipe: int, node: str) -> NoReturn:
             setproctitle("dspy-supervisor: guard")
         os.read(pipe, 1)  # nobody writes: it returns when the supervisor is gone
         proctree.kill_marked({node})
+        then()
     finally:
         os._exit(0)

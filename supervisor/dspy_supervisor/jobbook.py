@@ -44,6 +44,7 @@ from .task import TaskName
 
 FOLDER = "slurm"
 SLOT = "slurm"  #: last part of the name of an owner whose claims are jobs: NODE.N.slurm
+CLOUD_SLOT = "cloud"  #: the same where rented machines have them
 _NAME = re.compile(r"dspy\.[0-9a-f]{8}\.[0-9a-f]{32}")
 _FEW = 8  # files that are synced one by one; more of them by one sync of the filesystem
 _LARGE = 1 << 30
@@ -52,8 +53,18 @@ _STALE_S = 3600.0  # a submission that was not finished being written is nobody'
 
 
 def is_carried(owner: str) -> bool:
-    """Whether the claims of an owner are jobs of a cluster, which go on without this host."""
+    """Whether the claims of an owner run elsewhere, as jobs of a cluster or on rented machines, and go on without this host."""
+    return is_job(owner) or is_rented(owner)
+
+
+def is_job(owner: str) -> bool:
+    """Whether the claims of an owner are jobs of a cluster."""
     return owner.count(".") == 2 and owner.endswith(f".{SLOT}")
+
+
+def is_rented(owner: str) -> bool:
+    """Whether rented machines have the claims of an owner."""
+    return owner.count(".") == 2 and owner.endswith(f".{CLOUD_SLOT}")
 
 
 def name_prefix(queue_id: str) -> str:
@@ -212,8 +223,10 @@ class JobBook:
                     return submission, index
         return None
 
-    def describe(self, file: str) -> str:
+    def describe(self, file: str, owner: str = "") -> str:
         """Return in words what a claimed task's job is doing, as far as this is known on disk."""
+        if is_rented(owner):
+            return "it is with the machines of cloud_provider: see 'dspy-supervisor cloud status'"
         found = self.find(file)
         if found is None:
             return "it is about to be submitted to Slurm"

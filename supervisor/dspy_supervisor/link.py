@@ -1,8 +1,9 @@
 """What a service and its supervisor say to each other: one JSON object a packet, over a SOCK_SEQPACKET pair.
 
-Each has an ``op``. From the supervisor: ``stop`` (end what is begun, then end), ``feed`` (``files``: names of waiting tasks
-to carry), ``cancel`` (``file``). To it: ``alive``, ``state`` (facts for `status`), ``limit`` (``class``, ``limit``, ``reason``,
-``why``), ``gpu_lost`` (``uuid``), ``report`` (``kind``, ``file``, ``text``, ``run_s``: what became of a carried task).
+Each has an ``op``. From the supervisor: ``stop`` (end what is begun, then end; ``anew``: another is started at once),
+``feed`` (``files``: names of waiting tasks to carry), ``cancel`` (``file``). To it: ``alive``, ``state`` (facts for
+`status`), ``limit`` (``class``, ``limit``, ``reason``, ``why``), ``gpu_lost`` (``uuid``), ``report`` (``kind``, ``file``,
+``text``, ``run_s``: what became of a carried task).
 """
 
 from __future__ import annotations

@@ -22,14 +22,14 @@ from . import budget, proctree
 from .allocation import Allocation
 from .backlog import Backlog, Shelf
 from .burst import Burst
-from .carrier import CARRIED, Carrier
+from .carrier import Carrier, carried
 from .cgroup import Cgroups
 from .cgroup import settle as settle_cgroups
 from .channel import Kind, Report
 from .compat import CompatFiles
 from .config import Config, Loaded
 from .control import Control
-from .crew import Crew
+from .crew import Crew, look_after_rented
 from .dispatch import Dispatch
 from .environment import journal_stream, notify_environment
 from .environments import Marks
@@ -114,10 +114,14 @@ class Supervisor:
         self.traces = Traces(ends) if config.otel_endpoint is not None else None
         self.crew = Crew(self)
         self.carriers = {
-            name: Carrier(self.crew, service, self.pools[name], self.fed) for name, service in CARRIED.items()
+            name: Carrier(self.crew, service, self.pools[name], self.fed) for name, service in carried(config).items()
         }
         self.undertaker = Undertaker(self.queue, self.presence)
-        self.guard_process = Guard(self.presence.node, *((before.guard, before.guard_pipe) if before else ()))
+        self.guard_process = Guard(
+            self.presence.node,
+            lambda: look_after_rented(self.config, Path(self.layout.path)),
+            *((before.guard, before.guard_pipe) if before else ()),
+        )
         self.pause = Pause(self.layout)
         self.compat = self._new_compat()
         self.feeder = Feeder(self.reactor, self.pools, self.backlogs, self.carriers, see=self.see, show=self.show)
@@ -312,7 +316,7 @@ class Supervisor:
     def why_held(self, task: Claim) -> str:
         """Return why a task can't run under this configuration, or nothing."""
         kind, settings = task.fields.kind, self.config.classes[task.workload.value]
-        if (carrier := self.carriers.get(settings.name)) and carrier.is_on:
+        if (carrier := self.carriers.get(settings.name)) and carrier.is_on and not settings.most:
             return ""
         enabled = (*self.config.kinds, *self.config.kind_handlers)
         if kind is not None and kind not in enabled:
@@ -549,9 +553,8 @@ class Supervisor:
         """Let the feeder know limits and weights."""
         weights = {name: settings.weight for name, settings in self.config.classes.items()}
         self.feeder.configure(self.config.total_limit, weights)
-        for carrier in self.carriers.values():
-            # with pilots its tasks stay where these find them
-            carrier.window = 0 if self.config.slurm_pilots_max else self.config.slurm_max_jobs
+        # with pilots its tasks stay where these find them
+        self.carriers["gpu_slurm"].window = 0 if self.config.slurm_pilots_max else self.config.slurm_max_jobs
 
     def _new_compat(self) -> CompatFiles:
         config = self.config

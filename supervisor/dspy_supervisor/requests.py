@@ -151,7 +151,7 @@ def _carrier_of(supervisor: Supervisor, owner: str | None) -> Carrier | None:
 
 def _carried(supervisor: Supervisor, owner: str, file: str) -> str:
     """Return in words what the job of a task in a cluster does."""
-    text = JobBook(supervisor.layout).describe(file)
+    text = JobBook(supervisor.layout).describe(file, owner)
     carrier = _carrier_of(supervisor, owner)
     if carrier is None:
         return f"{text}; no service here watches it, {owner} did"
@@ -164,7 +164,7 @@ def _class_status(supervisor: Supervisor, pool: Pool) -> dict[str, Any]:
     return {
         "pending": supervisor.intake.pending_of(name),
         "inflight": supervisor.inflight(pool),
-        "limit": carrier.window if carrier and carrier.is_on else pool.limit,
+        "limit": carrier.places + pool.limit if carrier and carrier.is_on else pool.limit,
         "limit_max": pool.settings.most,
         "limit_reason": why[0] if why else None,
         "limit_why": why[1] if why else None,
@@ -211,9 +211,9 @@ def _why_waiting(supervisor: Supervisor, pool: Pool, file: str) -> str:
     if pool.trouble:
         return f"class {pool.name} has stopped for a moment: {pool.trouble}"
     if (carrier := supervisor.carriers.get(pool.name)) and carrier.is_on:
-        if not carrier.window and not carrier.trouble:
+        if not carrier.places and not carrier.trouble:
             return f"it waits for an allocation: {carrier.allocations}"
-        return carrier.trouble or f"service {carrier.service} takes no more than {carrier.window} tasks at once"
+        return carrier.trouble or f"service {carrier.service} takes no more than {carrier.places} tasks at once"
     if pool.inflight >= pool.limit:
         return f"all {pool.limit} places of class {pool.name} are taken"
     total = supervisor.config.total_limit

@@ -143,7 +143,7 @@ class Sidecar:
         """Let it end, and start it anew: the configuration changed."""
         if self._process is not None:
             self._process.renewed = True
-            self.send(STOP)
+            self.send({**STOP, "anew": True})
 
     def end_now(self) -> None:
         """Kill and reap it, and start it no more."""

@@ -49,6 +49,8 @@ class WallsDown(Exception):
 class Warden:
     """The process below this worker that runs its tasks in a sandbox."""
 
+    program = "dspy_supervisor.cell"  #: the module it runs
+
     def __init__(
         self,
         settings: ClassConfig,
@@ -61,6 +63,7 @@ class Warden:
         self._settings, self._config, self._queue = settings, config, os.path.realpath(queue)
         self._handlers, self._options = handlers, options
         self.mechanism = ""  #: the one that is used
+        self.stopped: tuple[str, ...] = ()  #: what was tried from inside, and could not be done
         self.pid = 0  #: of the process that runs the tasks
 
     def start(self) -> None:
@@ -142,7 +145,7 @@ class Warden:
             variables["PATH"] = ":".join(place for place in variables["PATH"].split(":") if view.shows(place))
         variables |= {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
         with theirs:
-            argv = [sys.executable, "-P", "-m", "dspy_supervisor.cell"]
+            argv = [sys.executable, "-P", "-m", self.program]
             words = [os.fsencode(word) for word in argv]
             environ = [os.fsencode(f"{name}={value}") for name, value in variables.items()]
             self.pid = spawn(words, environ, None, theirs.fileno(), 1, 2)
@@ -197,6 +200,7 @@ class Warden:
         said = found[0]
         if "walls" in said:
             raise WallsDown(said["walls"])
+        self.stopped = tuple(said["stopped"])
         if escaped := said["escaped"]:
             raise WallsDown("it is not stopped from doing this: " + ", ".join(escaped))
 

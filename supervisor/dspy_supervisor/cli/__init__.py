@@ -37,10 +37,12 @@ COMMANDS = {
     "gpu": ("gpu", "Show GPUs and host: load, memory, power, heat, processes, and what keeps work away."),
     "doctor": ("doctor", "Prove, here and now, that this machine and folder can serve a queue."),
     "slurm": ("slurm", "Submit to a Slurm cluster, look at its jobs, and see what would be submitted."),
+    "cloud": ("cloud", "Say what rented machines would cost, rent them, look at them, and delete them."),
     "service": ("systemd", "Let systemd start a queue's supervisor at boot, watch it, and stop it in order."),
     "config": ("config", "Show and check the settings, and where each comes from."),
     "simulate": ("simulate", "Judge policies in simulated worlds, beside the best fixed limit."),
     "completion": ("completion", "Print the completion script of a shell."),
+    "man": ("manual", "Print the manual page."),
 }
 
 

@@ -107,7 +107,7 @@ def describe(names: tuple[str, ...], as_json: bool) -> None:
             near = difflib.get_close_matches(inner, [*SETTINGS, *CLASS_SETTINGS], 1, 0.5)
             raise click.BadParameter(f"{name!r} is no setting" + (f"; did you mean {near[0]!r}?" if near else ""))
     chosen = [name for name in known if not asked or name.removeprefix("class.CLASS.") in asked]
-    facts = {name: _facts(name, known[name]) for name in chosen}
+    facts = {name: facts_of(name, known[name]) for name in chosen}
     if as_json:
         print_json({"settings": facts})
         return
@@ -124,7 +124,7 @@ def env(mode: str) -> None:
     click.echo((Path(__file__).parents[1] / "modes" / f"{mode}.env").read_text(), nl=False)
 
 
-def _facts(name: str, setting: Setting) -> dict[str, object]:
+def facts_of(name: str, setting: Setting) -> dict[str, object]:
     """Return what the table says of a setting, in words."""
     inner = name.removeprefix("class.CLASS.")
     is_general = name == inner

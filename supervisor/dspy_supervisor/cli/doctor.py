@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 
 import click
 
@@ -22,11 +23,12 @@ def doctor(loaded: Loaded, as_json: bool) -> int:
 
     Exit codes: 0 all works, perhaps with warnings; 1 something does not.
     """
+    from .. import proof
     from ..doctor import examine
     from ..trials import Level
 
     findings = []
-    for finding in examine(loaded.config):
+    for finding in chain(examine(loaded.config), proof.examine(loaded.config)):
         findings.append(finding)
         if not as_json:
             mark = f"{finding.level:4}"

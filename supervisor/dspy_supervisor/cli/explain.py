@@ -52,8 +52,8 @@ def _explained(layout: Layout, config: Config, task_id: str) -> str:
         return f"it is {found.state}: see 'dspy-supervisor task show {task_id}'"
     if found.state is State.CLAIMED:
         if found.owner and is_carried(found.owner):
-            text = JobBook(layout).describe(found.file)
-            return f"{text}; no supervisor of this host watches it: a start in mode cluster takes it over"
+            text = JobBook(layout).describe(found.file, found.owner)
+            return f"{text}; no supervisor of this host watches it: a start with the same settings takes it over"
         return (
             f"{found.owner} has it: a supervisor of another host, or one that was killed; the next start takes it back"
         )

@@ -52,7 +52,7 @@ def described(layout: Layout, task_id: str) -> dict[str, Any]:
         "due": found.due,
     }
     if found.owner and is_carried(found.owner):
-        document["job"] = JobBook(layout).describe(found.file)
+        document["job"] = JobBook(layout).describe(found.file, found.owner)
     return document | {"record" if ended else "envelope": content}
 
 

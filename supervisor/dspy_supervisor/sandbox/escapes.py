@@ -1,6 +1,6 @@
 """What a task must not be able to do, tried from inside: the proof that the walls stand.
 
-`targets` are made outside, by who can reach them all; `escaped` is called inside, and returns in words what it could do.
+`targets` are made outside, by who can reach them all; `attempt` is called inside, and returns in words what it could do.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def targets(queue: str, *, network: bool) -> Iterator[dict[str, Any]]:
         yield found
 
 
-def escaped(at: Mapping[str, Any], home: str) -> list[str]:
-    """Return what could be done of all that must not be possible; nothing where the walls hold."""
+def attempt(at: Mapping[str, Any], home: str) -> dict[str, list[str]]:
+    """Return what was stopped of all that must not be possible, and what was not: nothing where the walls hold."""
     pid, file, queue = int(at["pid"]), str(at["file"]), str(at["queue"])
     tries: list[tuple[str, Callable[[], object]]] = [
         ("read a file of another task's /tmp", Path(file).read_bytes),
@@ -65,12 +65,16 @@ def escaped(at: Mapping[str, Any], home: str) -> list[str]:
     if not at["network"]:
         tries.append(("reach the network by TCP", lambda: _connect(socket.AF_INET, ("127.0.0.1", int(at["port"])))))
         tries.append(("reach the network by UDP", _datagram))
-    return [name for name, attempt in tries if _works(attempt)]
+    tries.append(("share memory of System V", _system_v))
+    found: dict[str, list[str]] = {"stopped": [], "escaped": []}
+    for name, one in tries:
+        found["escaped" if _works(one) else "stopped"].append(name)
+    return found
 
 
-def _works(attempt: Callable[[], object]) -> bool:
+def _works(one: Callable[[], object]) -> bool:
     try:
-        return attempt() is not False
+        return one() is not False
     except OSError:
         return False
 
@@ -103,6 +107,10 @@ def _trace(pid: int) -> bool:
 
 def _unshare() -> bool:
     return bool(ctypes.CDLL(None).unshare(_CLONE_NEWUSER) == 0)
+
+
+def _system_v() -> bool:
+    return bool(ctypes.CDLL(None).shmget(0, 4096, 0o1600) >= 0)
 
 
 def _privileges() -> bool:

@@ -1,8 +1,8 @@
 """The filter of system calls for tasks in a sandbox, as a BPF program (seccomp(2)).
 
-What it refuses has no place in a task: other processes' memory, mounts and namespaces, the kernel's own settings, keys, and
-calls through which others could be made unseen (io_uring). The rest is let through. A call of another architecture
-than the process's own ends it: its numbers mean other calls.
+What it refuses has no place in a task: other processes' memory, mounts and namespaces, the kernel's own settings, keys, the
+queues and memory that System V and POSIX share by name, and io_uring, which makes calls that no filter sees. The rest is
+let through. A call of another architecture than the process's own ends it: its numbers mean other calls.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "init_module": (175, 105), "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "io_uring_setup": (425, 425),
     "ioperm": (173, None), "iopl": (172, None), "kcmp": (312, 272), "kexec_file_load": (320, 294), "kexec_load": (246, 104),
     "keyctl": (250, 219), "mount": (165, 40), "mount_setattr": (442, 442), "move_mount": (429, 429),
+    "mq_open": (240, 180), "msgget": (68, 186), "semget": (64, 190), "shmat": (30, 196), "shmget": (29, 194),
     "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "open_tree": (428, 428),
     "perf_event_open": (298, 241), "pidfd_getfd": (438, 438), "pivot_root": (155, 41), "process_madvise": (440, 440),
     "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "ptrace": (101, 117), "quotactl": (179, 60),
@@ -27,15 +28,15 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "syslog": (103, 116), "umount2": (166, 39), "unshare": (272, 97), "uselib": (134, None), "userfaultfd": (323, 282),
     "vhangup": (153, 58),
 }  # fmt: skip
-#: refused where processes of the same user are in sight: what Landlock does not judge. Modes, owners, attributes and times
-#: of files outside, memory and queues that others share, the scheduling of others
+#: refused where processes of the same user are in sight: what Landlock does not judge, as modes, owners, attributes and times
+#: of files outside, and the scheduling of others
 SHARED: dict[str, tuple[int | None, int | None]] = {
     "chmod": (90, None), "chown": (92, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
     "fchown": (93, 55), "fchownat": (260, 54), "fremovexattr": (199, 16), "fsetxattr": (190, 7), "futimesat": (261, None),
     "ioprio_set": (251, 30), "lchown": (94, None), "lremovexattr": (198, 15), "lsetxattr": (189, 6),
-    "migrate_pages": (256, 238), "move_pages": (279, 239), "mq_open": (240, 180), "msgget": (68, 186),
-    "process_mrelease": (448, 448), "removexattr": (197, 14), "removexattrat": (466, 466), "semget": (64, 190),
-    "setpriority": (141, 140), "setxattr": (188, 5), "setxattrat": (463, 463), "shmat": (30, 196), "shmget": (29, 194),
+    "migrate_pages": (256, 238), "move_pages": (279, 239),
+    "process_mrelease": (448, 448), "removexattr": (197, 14), "removexattrat": (466, 466),
+    "setpriority": (141, 140), "setxattr": (188, 5), "setxattrat": (463, 463),
     "utime": (132, None), "utimes": (235, None),
 }  # fmt: skip
 #: of these the first argument is a process, and 0 means the caller

@@ -1,6 +1,6 @@
 """The two ways to put a process behind walls, for good, with all that it will start.
 
-``namespaces``: a tree of mounts, processes, IPC and a network of its own (mount_namespaces(7) and its kin). What the task may not
+``namespaces``: a tree of mounts, processes and a network of its own (mount_namespaces(7) and its kin). What the task may not
 see is not there. ``landlock``: the kernel refuses what it may not open (landlock(7)); processes and names of files of others stay
 in sight. On both lies a filter of system calls, no capability is left, and set-user-ID programs give none.
 """
@@ -36,8 +36,8 @@ def leave_host(*, network: bool) -> None:
 
 
 def leave_others() -> None:
-    """Get mounts and IPC of its own; what is forked from now on sees no other process."""
-    kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC)
+    """Get mounts of its own; what is forked from now on sees no other process."""
+    kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
 
 
 def build_tree(view: View, home: str, tmp_bytes: int) -> None:

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from ...client.envelopes import Prepared
 from ...errors import EnvelopeInvalid
-from ...jobbook import is_carried
+from ...jobbook import is_job
 from ...layout import Layout
 from ...lookup import find_one
 from ...task import State, WorkloadClass, is_task_id
@@ -127,7 +127,7 @@ def _submitted(layout: Layout, task_id: str) -> str | None:
         if status.get("status") == "failed" and not status.get("id"):
             raise Problem(500, f"Slurm submission failed: {status.get('error')}")
         return str(status.get("id") or "") or None
-    if found.state is State.CLAIMED and found.owner and is_carried(found.owner):
+    if found.state is State.CLAIMED and found.owner and is_job(found.owner):
         job = job_of(layout, found.file)
         return (job.submission.job_id or None) if job is not None else None
     return None

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from ...jobbook import is_carried
+from ...jobbook import is_job
 from ...layout import Layout
 from ...lookup import Content, Found, find_one, read_found
 from ...record import timestamp
@@ -33,7 +33,7 @@ def job_status(layout: Layout, task_id: str) -> dict[str, Any] | None:
 
 
 def _live(layout: Layout, task_id: str, found: Found, got: Content) -> dict[str, Any] | None:
-    carried = found.owner is not None and is_carried(found.owner)
+    carried = found.owner is not None and is_job(found.owner)
     if not carried and WorkloadClass.parse(got.fields.task_class) is not WorkloadClass.GPU_SLURM:
         return None
     job = job_of(layout, found.file) if carried else None

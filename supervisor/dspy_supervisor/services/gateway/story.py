@@ -109,7 +109,13 @@ def _now(layout: Layout, found: Found) -> list[Step]:
         return [{"at": found.due, "what": "delayed", "text": f"waits {_span(left * 1e3)} more for {number}"}]
     if found.state is State.CLAIMED and found.owner:
         if is_carried(found.owner):
-            return [{"at": claimed_at(layout, found), "what": "job", "text": JobBook(layout).describe(found.file)}]
+            return [
+                {
+                    "at": claimed_at(layout, found),
+                    "what": "job",
+                    "text": JobBook(layout).describe(found.file, found.owner),
+                }
+            ]
         what = f"attempt {name.attempt + 1}" if name.attempt else "it"
         return [{"at": claimed_at(layout, found), "what": "started", "text": f"{what} started, and runs"}]
     return [{"at": None, "what": "waiting", "text": f"waits for {number}"}]

@@ -120,7 +120,7 @@ def described(layout: Layout, task_id: str) -> dict[str, Any]:
     if found.due is not None:
         document["due"] = _moment(found.due)
     if found.owner and is_carried(found.owner):
-        document["job"] = JobBook(layout).describe(found.file)
+        document["job"] = JobBook(layout).describe(found.file, found.owner)
     start, end = got.fields.payload
     payload = got.data[start:end]
     left_out = []

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 
-from ...jobbook import JobBook, Submission, is_carried
+from ...jobbook import JobBook, Submission, is_job
 from ...layout import Layout, list_folder, read_json
 from ...log import log
 from ...lookup import files
@@ -39,7 +39,7 @@ class Adopter:
             return
         self._next = now + _LOOK_S
         self._index = None
-        owners = [owner for owner in list_folder(self._layout.claimed) if is_carried(owner)]
+        owners = [owner for owner in list_folder(self._layout.claimed) if is_job(owner)]
         owners = [owner for owner in owners if owner != self._post.owner]
         if not owners:
             return
