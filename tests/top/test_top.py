@@ -67,7 +67,9 @@ async def watching(rig: Rig, size: tuple[int, int] = (120, 36)) -> AsyncIterator
     with Sight(load(flags).config) as sight:
         app = Top(sight, every_s=0.3)
         async with app.run_test(size=size) as pilot:
-            yield Seen(app, pilot)
+            seen = Seen(app, pilot)
+            await seen.until(lambda: app.screen.query("#classes"), "it is drawn")
+            yield seen
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
