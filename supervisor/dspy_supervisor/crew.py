@@ -79,11 +79,14 @@ class Crew:
                 sidecar.renew()
             sidecar.mend()
 
-    def stop(self, *, last: bool = False) -> None:
-        """Tell all to end; those that end after the workers only at the second call, with ``last``."""
+    def stop(self, *, last: bool = False, anew: bool = False) -> None:
+        """Tell all to end; those that end after the workers only at the second call, with ``last``.
+
+        ``anew``: they are started again at once, and leave what they have elsewhere to those.
+        """
         for sidecar in self.all():
             if sidecar.kind.last == last:
-                sidecar.stop()
+                sidecar.stop(anew=anew)
 
     def end_now(self, *, spare_last: bool = False) -> None:
         """Kill all that is left."""

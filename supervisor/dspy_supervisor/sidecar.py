@@ -132,12 +132,12 @@ class Sidecar:
             return False
         return True
 
-    def stop(self) -> None:
-        """Tell it to end; `end_now` does so whatever it says."""
+    def stop(self, *, anew: bool = False) -> None:
+        """Tell it to end, and whether another is started at once; `end_now` ends it whatever it says."""
         if self._stopping:
             return
         self._stopping = True
-        self.send(STOP)
+        self.send({**STOP, "anew": True} if anew else STOP)
 
     def renew(self) -> None:
         """Let it end, and start it anew: the configuration changed."""

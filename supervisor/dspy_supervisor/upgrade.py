@@ -169,8 +169,8 @@ class Upgrade:
         log.info("upgrade_rests", version=found.get("version"))
         self.state = "resting"
         self._since = time.monotonic()
-        self._supervisor.crew.stop()
-        self._supervisor.crew.stop(last=True)
+        self._supervisor.crew.stop(anew=True)
+        self._supervisor.crew.stop(last=True, anew=True)
         self._rest()
 
     # -- rest ------------------------------------------------------------------------------------------------------------

@@ -39,7 +39,8 @@ def plan(loaded: Loaded, as_json: bool) -> int:
     Ends with 69 where nothing can be had.
     """
     config = loaded.config
-    offers = _provider(config).offers()
+    with _provider(config) as provider:
+        offers = provider.offers()
     spent = 0.0
     with contextlib.suppress(SupervisorError), _book(loaded) as book:
         spent = book.spent()
@@ -100,7 +101,8 @@ def up(loaded: Loaded, machines: int, hours: float, yes: bool) -> None:
     if machines > config.cloud_pods:
         raise ConfigError("machines", machines, f"no more than cloud_pods={config.cloud_pods}")
     if not yes:
-        offers = _provider(config).offers()
+        with _provider(config) as provider:
+            offers = provider.offers()
         price = offers[0].price_hr if offers else config.cloud_max_price
         cost = price * machines * hours
         click.confirm(f"{machines} machines at {_money(price)} $/h, up to {_money(cost)} $ in {hours:g} h?", abort=True)
@@ -196,8 +198,7 @@ def gc(loaded: Loaded, all_queues: bool, yes: bool, as_json: bool) -> int:
     from ..services.cloud.book import is_ours
 
     config = loaded.config
-    provider = _provider(config)
-    with _book(loaded) as book, contextlib.ExitStack() as stack:
+    with _provider(config) as provider, _book(loaded) as book:
         cared: set[str] = set()
         try:
             book.take_lock()
@@ -212,7 +213,6 @@ def gc(loaded: Loaded, all_queues: bool, yes: bool, as_json: bool) -> int:
                 provider.delete(one.id)
                 if one.name in entries and not cared:
                     book.write(entries[one.name], machine_id=one.id, ended_at=time.time(), why="cloud gc")
-        stack.close()
     document = {"deleted": yes, "machines": [{"name": one.name, "id": one.id} for one in strays]}
     if as_json:
         print_json(document)
@@ -232,12 +232,14 @@ def pod(loaded: Loaded, options: tuple[str, ...]) -> int:
     return Agent(loaded.config, options).run()
 
 
-def _provider(config: Config) -> Provider:
+@contextlib.contextmanager
+def _provider(config: Config) -> Iterator[Provider]:
     from ..services.cloud.provider import provider_of
 
     if config.cloud_provider is None:
         raise ConfigError("cloud_provider", None, "prime or ssh: see docs/cloud.md")
-    return provider_of(config)
+    with contextlib.closing(provider_of(config)) as provider:
+        yield provider
 
 
 @contextlib.contextmanager

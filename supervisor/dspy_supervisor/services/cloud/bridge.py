@@ -27,7 +27,7 @@ from ...taskqueue import TaskQueue, Unusable
 from .book import Book
 from .fleet import Fleet, Need
 from .pod import Pod
-from .provider import CloudError, provider_of
+from .provider import CloudError, Provider, provider_of
 from .settle import Settler, Told
 from .wire import Message
 
@@ -42,14 +42,14 @@ _DELETION_S = 8.0  # of the time that a drain has: deletions get so much
 class Bridge:
     """One bridge of one supervisor."""
 
-    def __init__(self, post: ServicePost, layout: Layout, page: Page, book: Book) -> None:
+    def __init__(self, post: ServicePost, layout: Layout, page: Page, book: Book, provider: Provider) -> None:
         self._post, self._link, self._config = post, post.link, post.config
         self._layout, self._page, self._book = layout, page, book
         config = post.config
         self._queue = TaskQueue(layout, max_bytes=config.max_task_bytes, max_depth=config.max_depth)
         self._folder = self._queue.open_owner(post.owner)
         self._settler = Settler(self._queue, self._folder, config, page)
-        self._fleet = Fleet(config, book, provider_of(config), lose=self._lose_all)
+        self._fleet = Fleet(config, book, provider, lose=self._lose_all)
         self._klass = tuple(config.classes).index(config.cloud_class)
         self._claims: dict[str, Claim] = {}  # all that we hold
         self._where: dict[str, Pod] = {}
@@ -75,8 +75,7 @@ class Bridge:
 
     def close(self) -> None:
         """Give everything back; where it was not ended, machines go on."""
-        for pod in self._fleet.pods.values():
-            pod.hang_up("")
+        self._fleet.close()
         os.close(self._folder)
         self._queue.close_owner(self._post.owner)
 
@@ -396,13 +395,11 @@ def run(post: ServicePost) -> int:
         if problem is not None:
             return problem
         try:
-            bridge = Bridge(post, layout, page, book)
+            provider = provider_of(post.config)
         except CloudError as error:
             return _idle(post, str(error))
-        try:
+        with contextlib.closing(Bridge(post, layout, page, book, provider)) as bridge:
             return bridge.run()
-        finally:
-            bridge.close()
 
 
 def _lock(post: ServicePost, book: Book) -> int | None:

@@ -114,14 +114,11 @@ class Fleet:
 
         self._ask(lambda: self._provider.delete(machine_id), answered)
 
-    def settle(self) -> None:
-        """Deal with what providers answered meanwhile, at an end."""
-        self._collect()
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether no answer is waited for."""
-        return not self._asked
+    def close(self) -> None:
+        """Wait for what is asked, and end the threads; machines stay as they are."""
+        for pod in self.pods.values():
+            pod.hang_up("")
+        self._threads.shutdown(cancel_futures=True)
 
     # -- orders -----------------------------------------------------------------------------------------------
 

@@ -35,5 +35,8 @@ class Hosts:
     def delete(self, machine_id: str) -> None:
         """Let a host be: it is not ours to end."""
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def _machine(self, host: str, name: str) -> Machine:
         return Machine(host, name, Stage.READY, 0.0, self._addresses[host])

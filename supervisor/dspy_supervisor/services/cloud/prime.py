@@ -95,6 +95,10 @@ class Prime:
             with attempt:
                 self._call("DELETE", f"/api/v1/pods/{machine_id}", missing=True)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def _offer(self, row: Mapping[str, Any]) -> Offer | None:
         config = self._config
         price = _price(row, config.cloud_disk_gb)

@@ -88,7 +88,7 @@ class Machine:
 
 
 class Provider(Protocol):
-    """Who has machines. All four raise CloudError, and may take seconds."""
+    """Who has machines. All but close raise CloudError, and may take seconds."""
 
     def offers(self) -> Sequence[Offer]:
         """Return what could be had now under these settings, cheapest first."""
@@ -101,6 +101,9 @@ class Provider(Protocol):
 
     def delete(self, machine_id: str) -> None:
         """Give a machine back; one that is gone is no error."""
+
+    def close(self) -> None:
+        """Close what is open between questions."""
 
 
 def provider_of(config: Config) -> Provider:

@@ -21,7 +21,7 @@ from ...environment import slurm_environment
 from ...errors import AlreadyRunning
 from ...layout import Layout
 from .book import Book
-from .provider import CloudError, provider_of
+from .provider import CloudError, Provider, provider_of
 
 GRACE_S = 60.0  #: a supervisor that is started again so soon takes the machines over
 _TRY_S = 5.0
@@ -74,22 +74,25 @@ def watch(settings: Mapping[str, Any], grace_s: float) -> int:
 
 def delete_all(config: Config, book: Book, why: str) -> int:
     """Delete every machine of a book whose lock the caller has; return how many are left for another try."""
-    provider = provider_of(config)
+    with contextlib.closing(provider_of(config)) as provider:
+        return _delete_all(provider, book, why)
+
+
+def _delete_all(provider: Provider, book: Book, why: str) -> int:
     left = 0
-    try:
-        machines = {machine.name: machine for machine in provider.machines()}
-    except CloudError:
-        return len(book.open())
+    listed: dict[str, str] | None = None
+    with contextlib.suppress(CloudError):
+        listed = {machine.name: machine.id for machine in provider.machines()}
     for entry in book.open():
-        known = machines.get(entry.name)
-        machine_id = entry.machine_id or (known.id if known is not None else "")
-        if machine_id:
-            try:
+        machine_id = entry.machine_id or (listed or {}).get(entry.name, "")
+        # One without an id may be there all the same: its order may be under way, or the list can't be had.
+        if not machine_id and (listed is None or time.time() - entry.ordered_at < GRACE_S):
+            left += 1
+            continue
+        try:
+            if machine_id:
                 provider.delete(machine_id)
-            except CloudError:
-                left += 1
-                continue
-        elif time.time() - entry.ordered_at < GRACE_S:  # its order may be under way
+        except CloudError:
             left += 1
             continue
         book.write(entry, machine_id=machine_id, ended_at=time.time(), why=why)
