@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 PYTHONS ?= python3.11 python3.12 python3.13
 SOURCES = pyproject.toml setup.py $(wildcard fastpath/dspy_fastpath/*.p*)
 
-.PHONY: demo test lint docs wheels faults slurm-faults guest bench compare sanitize fuzz release soak clean
+.PHONY: demo test lint docs wheels faults slurm-faults cloud guest bench compare sanitize fuzz release soak clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python docs/demo/demo.py
@@ -37,6 +37,10 @@ faults: $(VENV)/.ready-dev
 # Minutes on a real cluster: random faults, outages, accidents, and a training over nodes (that one needs torch too).
 slurm-faults: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.rigs.slurm
+
+# Machines, services and supervisors that die while machines are rented, over real sshd: minutes.
+cloud: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -v tests/cloud/life.py
 
 # A machine of its own under qemu, with systemd: half an hour; needs root, qemu-system-x86, debootstrap and Python 3.11.
 guest: $(VENV)/.ready-dev

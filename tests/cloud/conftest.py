@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.cloud.machine import SSHD, Machine, machines
@@ -33,6 +35,17 @@ def put(queue: Path, task_id: str, payload: Any, task_class: str = "cpu_long") -
     temporary = queue / "pending" / f".{task_id}.tmp"
     temporary.write_text(json.dumps(envelope))
     temporary.rename(queue / "pending" / f"{task_id}.json")
+
+
+def wardens(folder: Path) -> list[psutil.Process]:
+    """Return what looks after the machines of killed supervisors of one test."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            ours = process.environ().get("HOME") == str(folder)
+            if ours and "dspy_supervisor.services.cloud.warden" in process.cmdline():
+                found.append(process)
+    return found
 
 
 @pytest.fixture
@@ -72,3 +85,6 @@ def cloud(account: FakePrime, tmp_path: Path) -> Iterator[Cloud]:
             return start(*options, handlers=handlers, settings=every | more, environ=environ)
 
         yield Cloud(account, booted, begin, every, tmp_path)
+    for process in wardens(tmp_path):  # of supervisors that were killed at the end
+        process.kill()
+        process.wait(30)

@@ -6,13 +6,12 @@ import json
 import os
 import signal
 
-import psutil
 import pytest
 from dspy_supervisor.layout import Layout
 from dspy_supervisor.services.cloud import warden
 from dspy_supervisor.services.cloud.book import Book
 
-from tests.cloud.conftest import put
+from tests.cloud.conftest import put, wardens
 from tests.cloud.machine import Machine
 from tests.conftest import until
 
@@ -83,6 +82,7 @@ def test_a_service_that_is_killed_goes_on_with_the_machine_and_what_runs_there(c
 def test_a_reload_leaves_machine_and_task_alone(cloud, begun):
     one, log, gate = begun
     pid = service(one)
+    (cloud.folder / ".env").write_text("DSPY_CLOUD_IDLE_S=77\n")
     one.signal(signal.SIGHUP)
     until(lambda: service(one) not in (None, pid), "the service is another", LONG_S)
     gate.touch()
@@ -109,9 +109,7 @@ def test_the_machines_of_a_killed_supervisor_are_deleted_by_its_warden(cloud, be
         until(lambda: not book.open(), "the book knows it")
         assert book.entries()[0].why == "its supervisor was killed"
         book.close()
-    left = [p for p in psutil.process_iter(["cmdline"]) if "services.cloud.warden" in str(p.info["cmdline"])]
-    for process in left:
-        process.wait(LONG_S)
+    until(lambda: not wardens(cloud.folder), "and it ends")
 
 
 def test_a_stop_lets_what_runs_end_and_gives_back_what_does_not(cloud, begun):
@@ -143,7 +141,7 @@ def test_at_the_spend_cap_machines_go_although_work_waits(cloud):
     until(lambda: "spend cap" in (one.status()["services"]["cloud"]["problem"] or ""), "it is said why")
     state = one.status()["services"]["cloud"]
     assert state["spent"] <= 14 and len(cloud.account.pods) == 1
-    assert "spend cap" in one.ask("explain", id="a1")["text"]
+    assert "spend cap" in one.ask("explain", id="a1")["explanation"]
 
 
 def test_an_idle_machine_is_deleted(cloud):
