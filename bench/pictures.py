@@ -104,7 +104,7 @@ def states() -> None:
     for points, (x, y), text in moves:
         picture.path(points, SOFT, arrow=True)
         picture.words(x, y, text, size=12, colour=SOFT)
-    picture.words(430, 375, "Every arrow is one rename on one filesystem. Exactly one process wins it.", size=14)
+    picture.words(430, 375, "Each arrow is completed by one rename on one filesystem, which exactly one process wins.", size=14)
     picture.save(DOCS / "states.svg")
 
 
