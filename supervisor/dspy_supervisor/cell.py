@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ from .handlers import make
 from .parts import Handler, Task, TaskRefused
 from .proctree import die_with_parent
 from .sandbox import escapes, kernel, walls
+from .sandbox.filter import program
 from .sandbox.frame import pack, receive
 from .sandbox.view import View
 from .task import MAX_TIMEOUT_S, Cause
@@ -53,6 +55,7 @@ class Cell:
         self._view = View(*(tuple(map(_plain, told["view"][name])) for name in View.__slots__))
         self._mechanism, self._network = str(told["mechanism"]), bool(told["network"])
         self._tmp_bytes = int(told["tmp_bytes"])
+        self._calls = program(network=self._network, shared=self._shares)
         self._most = int(told["max_result_bytes"])
         self._rules: tuple[tuple[str, int], ...] = ()
         self.handlers: dict[str | None, Handler] = {}
@@ -95,7 +98,7 @@ class Cell:
                 walls.close_files(self._rules, home, tmp, network=self._network)
             else:
                 self._leave(home, status)
-            walls.seal(network=self._network, shared=self._shares)
+            walls.seal(self._calls)
             if not self._shares:
                 _attend(status)
             self._handle(task, facts, envelope)
@@ -234,6 +237,8 @@ def main() -> int:
         control.sendall(pack({"walls": str(error)}))
         return 70
     warnings.simplefilter("ignore")  # of Python 3.12 and later: that a module of a handler made threads before a fork
+    gc.collect()
+    gc.freeze()  # a fork's collector would copy every page of what is here only to count
     control.sendall(pack({"ready": True}))
     parent = os.getpid()
     while True:

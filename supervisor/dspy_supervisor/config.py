@@ -207,7 +207,7 @@ def _class(workload: str, layers: list[Layer], values: Mapping[str, Any], origin
     if 0 < found["limit_max"] < found["limit_min"]:
         where = f"class.{workload}.limit_max ({origins[f'class.{workload}.limit_max']})"
         raise ConfigError(where, found["limit_max"], f"no less than limit_min={found['limit_min']}")
-    if workload == "gpu_slurm" and found["sandbox"] != "off":
+    if workload == "gpu_slurm" and found["sandbox"] != "off" and values["enable_slurm"]:
         where = f"class.gpu_slurm.sandbox ({origins['class.gpu_slurm.sandbox']})"
         raise ConfigError(where, found["sandbox"], "off: jobs of a cluster run without one, and must be said to")
     return ClassConfig(name=workload, **found)

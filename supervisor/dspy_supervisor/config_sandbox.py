@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .setting import choice, setting, size, truth, words
+from .setting import choice, setting, settings, size, truth, words
 
 MECHANISMS = ("namespaces", "landlock")  #: in the order in which they are tried
 _PATHS = r"[/~][^,\0\n]*"
@@ -51,3 +51,6 @@ class SandboxSettings:
         1 << 30,
         live=True,
     )
+
+
+NAMES = tuple(settings(SandboxSettings))

@@ -99,6 +99,11 @@ class Warden:
                 os.waitpid(self.pid, 0)
             self.pid = 0
 
+    @property
+    def leaves_strays(self) -> bool:
+        """Whether what a task started may outlive it: not where it dies with the first process of its namespace."""
+        return self.mechanism != "namespaces"
+
     def run(self, task: Task) -> Outcome:
         """Run one attempt of a task, and return how it ended."""
         folder = os.path.realpath(task.output_folder())

@@ -358,6 +358,8 @@ class Worker:
         """End what the task left running, so that nothing of it runs once its record is there; return why that failed."""
         if self._kept.touched:
             self._kept.adopt_children()
+        if self._warden is not None and not self._warden.leaves_strays:
+            return None  # and no look at all processes
         try:
             proctree.reap_orphans(self._kept.children)
         except OSError as error:

@@ -28,6 +28,11 @@ def work(task):
         pathlib.Path(what["until"] + ".begun").touch()
         while not pathlib.Path(what["until"]).exists():
             time.sleep(0.05)
+    if path := what.get("read"):
+        try:
+            return {"read": pathlib.Path(path).read_text()}
+        except OSError as error:
+            return {"refused": error.strerror, "processes": [one for one in os.listdir("/proc") if one.isdecimal()]}
     return {"pid": os.getpid(), "group": pathlib.Path("/proc/self/cgroup").read_text().strip()}
 """
 SETTINGS = f'''
@@ -140,6 +145,20 @@ def test_reload_reads_the_settings_anew_and_keeps_the_process(guest: Guest) -> N
 
     until(lambda: workers() == 3, "a third worker", 120)
     assert guest.pid == supervisor
+
+
+@MINUTES
+def test_a_sandbox_holds_under_the_unit(guest: Guest) -> None:
+    guest.ok(
+        'printf \'[class.cpu_long]\\nhandler = "handlers:work"\\nworkers = 1\\nsandbox = "on"\\n\' '
+        ">> /etc/dspy-supervisor/config.toml && systemctl reload dspy-supervisor"
+    )
+    task = json.dumps({"read": f"{QUEUE}/queue.json"})
+    guest.ok(f"runuser -u alice -- dspy-supervisor submit --id walled --class cpu_long '{task}'")
+    found = guest.record("walled")["runner_result"]
+    assert found["refused"] == "No such file or directory"
+    assert len(found["processes"]) == 2  # its own, and the one that reaps
+    assert "namespaces" in guest.ok("journalctl -u dspy-supervisor | grep '\"sandbox\"\\|event.*sandbox\\| sandbox '")
 
 
 @MINUTES

@@ -11,6 +11,7 @@ from dspy_supervisor.config_gpu import workstation_limit
 from dspy_supervisor.config_table import SETTINGS, variable
 from dspy_supervisor.environment import notify_environment
 from dspy_supervisor.errors import ConfigError
+from dspy_supervisor.services.cloud.pod import start_options
 
 
 @pytest.fixture
@@ -416,3 +417,24 @@ def test_a_reload_keeps_what_was_found_of_gpus(home, monkeypatch):
     assert loaded.reload().config.max_concurrency == 2
     write(home / ".env", "DSPY_MAX_CONCURRENCY=4")
     assert loaded.reload().config.max_concurrency == 4
+
+
+def test_a_sandbox_for_all_is_each_classs_and_a_class_may_say_otherwise(get):
+    config = get({"sandbox": "on", "class.cpu_long.sandbox": "off", "sandbox_env": "A,B*"}).config
+    found = {name: one.sandbox for name, one in config.classes.items()}
+    assert found == {"cpu_short": "on", "cpu_long": "off", "gpu": "on", "gpu_slurm": "on"}
+    assert config.classes["cpu_short"].sandbox_env == ("A", "B*")
+
+
+def test_jobs_of_a_cluster_have_no_sandbox_and_must_be_said_to(get):
+    with pytest.raises(ConfigError, match=r"class.gpu_slurm.sandbox \(sandbox .*'on': expected off"):
+        get({"sandbox": "on", "enable_slurm": "true"})
+    get({"sandbox": "on", "enable_slurm": "true", "class.gpu_slurm.sandbox": "off"})
+
+
+def test_a_rented_machine_gets_the_sandbox_of_the_class_it_serves(get):
+    chosen = {"class.gpu.sandbox": "landlock", "class.gpu.sandbox_env": "A,B", "class.gpu.sandbox_network": "true"}
+    options = start_options(get(chosen).config)
+    for wanted in ("sandbox=landlock", "sandbox_env=A,B", "sandbox_network=True"):
+        assert f"class.gpu.{wanted}" in options
+    assert not any("sandbox" in option for option in start_options(get().config))

@@ -35,11 +35,15 @@ _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
-_LAST_CAPABILITY = 63
+_LAST_CAPABILITY = 63  # that the kernel has bits for; the first it does not know ends the loop
 
 MACHINE = platform.machine()
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
 
 
 def _check(result: int, what: str) -> int:
@@ -102,7 +106,8 @@ def drop_privileges() -> None:
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     for number in range(_LAST_CAPABILITY + 1):
-        _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # EPERM where there is nothing to drop, EINVAL past the last
+        if _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) < 0:  # without the right to, or past the last
+            break
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     _syscall("capset", _CAPSET[MACHINE], ctypes.c_char_p(header), ctypes.c_char_p(bytes(24)))
 
@@ -110,11 +115,7 @@ def drop_privileges() -> None:
 def install_filter(program: bytes) -> None:
     """Have the kernel ask this BPF program before each system call, of this process and all that it starts."""
     kept = ctypes.create_string_buffer(program, len(program))
-
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
-
-    filled = Program(len(program) // 8, ctypes.addressof(kept))
+    filled = _Program(len(program) // 8, ctypes.addressof(kept))
     _check(
         _libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(filled), 0, 0),
         "prctl(PR_SET_SECCOMP)",

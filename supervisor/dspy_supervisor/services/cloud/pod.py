@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from ...config import Config
+from ...config_sandbox import NAMES as SANDBOX_NAMES
 from ...record import Claim
 from .book import Book, Entry
 from .provider import Address, Machine, Stage
@@ -180,6 +181,10 @@ def start_options(config: Config) -> list[str]:
         f"class.{klass.name}.max_attempts": klass.max_attempts,
         "kinds": ",".join(config.kinds),
     }
+    if klass.sandbox != "off":  # there as here, or not at all
+        for name in SANDBOX_NAMES:
+            value = getattr(klass, name)
+            settings[f"class.{klass.name}.{name}"] = ",".join(value) if isinstance(value, tuple) else value
     if klass.handler:
         settings[f"class.{klass.name}.handler"] = klass.handler
     if klass.timeout_s:
