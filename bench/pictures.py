@@ -104,7 +104,9 @@ def states() -> None:
     for points, (x, y), text in moves:
         picture.path(points, SOFT, arrow=True)
         picture.words(x, y, text, size=12, colour=SOFT)
-    picture.words(430, 375, "Each arrow is completed by one rename on one filesystem, which exactly one process wins.", size=14)
+    picture.words(
+        430, 375, "Each arrow is completed by one rename on one filesystem, which exactly one process wins.", size=14
+    )
     picture.save(DOCS / "states.svg")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dspy_supervisor
 import pytest
+from dspy_supervisor import errors
 from dspy_supervisor.task import Cause
 
 PACKAGE = Path(dspy_supervisor.__file__).parent
@@ -121,6 +122,13 @@ def test_every_message_is_explained_and_no_other():
     others = rows("Causes of failures").keys() | rows("What doctor finds").keys() | rows("Exit codes").keys()
     others |= rows("Refused files").keys()
     assert table.keys() - source.keys() - others == set(), "nothing says these any more"
+
+
+def test_every_exit_code_is_explained():
+    codes = {
+        error.exit_code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "exit_code")
+    }
+    assert rows("Exit codes").keys() == {str(code) for code in codes | {errors.EXIT_OK, errors.EXIT_INTERRUPTED}}
 
 
 def test_every_cause_of_a_failure_is_explained():
