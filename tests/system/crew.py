@@ -13,7 +13,6 @@ from dspy_supervisor import crew, loop, orders, sidecar
 from dspy_supervisor.__main__ import main
 from dspy_supervisor.channel import Kind
 from dspy_supervisor.layout import Layout
-from dspy_supervisor.link import STOP
 from dspy_supervisor.parts import ServicePost
 from dspy_supervisor.record import Run, done_record
 from dspy_supervisor.taskqueue import TaskQueue
@@ -44,7 +43,7 @@ def steer(post: ServicePost) -> int:
             )
         before = word
         post.link.send({"op": "state", "word": word})
-        if STOP in post.link.receive(0.05):
+        if any(message["op"] == "stop" for message in post.link.receive(0.05)):
             return 0
 
 

@@ -16,7 +16,6 @@ import time
 from dspy_fastpath.counters import Global, GpuStatus, GpuValue, Page, Telemetry
 from dspy_supervisor import crew
 from dspy_supervisor.__main__ import main
-from dspy_supervisor.link import STOP
 from dspy_supervisor.parts import ServicePost
 
 GIB = 1 << 30
@@ -34,7 +33,7 @@ def watch(post: ServicePost) -> int:
                     said = word
                     post.link.send(word)
             post.link.send({"op": "alive"})
-            if STOP in post.link.receive(0.05):
+            if any(message["op"] == "stop" for message in post.link.receive(0.05)):
                 return 0
 
 
