@@ -89,7 +89,8 @@ class Cell:
             facts, envelope = found
             # Whatever is between here and the walls is our code, and speaks to nobody.
             nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            os.dup2(nothing, _CONTROL)
+            for number in (_CONTROL, 1, 2):  # the supervisor's log must not be found in process 1 either
+                os.dup2(nothing, number)
             os.close(nothing)
             home, tmp = str(facts["home"]), str(facts["tmp"])
             if self._shares:
