@@ -21,6 +21,7 @@ from ..setting import Setting
 from .options import with_config, with_whole_config
 from .output import json_option, print_json, print_table
 from .service import supervisor_socket
+from .words import settings
 
 
 @click.group()
@@ -91,7 +92,7 @@ def reload(loaded: Loaded, as_json: bool) -> None:
 
 
 @config.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=settings)
 @json_option
 def describe(names: tuple[str, ...], as_json: bool) -> None:
     """Say of every setting, or of those named, what it does and takes, and how it is given.

@@ -13,13 +13,14 @@ from ..errors import NotRunning, TaskNotFound
 from .options import open_queue, with_config
 from .output import duration, json_option, print_json, printable
 from .service import supervisor_socket
+from .words import task_ids
 
 if TYPE_CHECKING:
     from ..layout import Layout
 
 
 @click.command()
-@click.argument("task_id", metavar="ID")
+@click.argument("task_id", metavar="ID", shell_complete=task_ids)
 @json_option
 @with_config
 def explain(loaded: Loaded, task_id: str, as_json: bool) -> None:

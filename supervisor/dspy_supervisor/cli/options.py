@@ -12,6 +12,7 @@ import click
 
 from ..config import CLASSES, Loaded, load
 from ..config_table import SETTINGS, variable
+from .words import assignments
 
 if TYPE_CHECKING:
     from ..layout import Layout
@@ -77,7 +78,12 @@ def _with(command: Callable[..., Any], names: tuple[str, ...], *, classes: bool)
         click.option("--config", metavar="FILE", help="Settings in TOML, in place of the files that are looked for."),
         click.option("--env-file", metavar="FILE", help="Variables, in place of .env and .env.MODE."),
         click.option(
-            "--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Any setting, as `config show` names it."
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="NAME=VALUE",
+            shell_complete=assignments,
+            help="Any setting, as `config show` names it.",
         ),
     ]
     for decorator in reversed(decorators):

@@ -15,6 +15,7 @@ from ..environment import trace_context
 from ..errors import EnvelopeInvalid, SupervisorError
 from .options import open_queue, read_input, with_config
 from .output import json_option, print_json
+from .words import classes
 
 if TYPE_CHECKING:
     from ..layout import Layout
@@ -26,7 +27,13 @@ _BATCH = 10_000  # tasks that share their syncs
 @click.command()
 @click.argument("payload", required=False, metavar="PAYLOAD|-|@FILE")
 @click.option("--jsonl", metavar="FILE|-", help="Submit each line of a file: a task with its own id, class, payload...")
-@click.option("--class", "task_class", metavar="CLASS", help=f"One of {', '.join(CLASSES)}; default: cpu_short.")
+@click.option(
+    "--class",
+    "task_class",
+    metavar="CLASS",
+    shell_complete=classes,
+    help=f"One of {', '.join(CLASSES)}; default: cpu_short.",
+)
 @click.option(
     "--id", "task_id", metavar="ID", help="A name of your own; the same task under the same id is taken once."
 )

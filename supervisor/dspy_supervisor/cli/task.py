@@ -16,11 +16,12 @@ from ..task import State
 from .look import copy, described, ended, listed, log_files, short
 from .options import open_queue, with_config
 from .output import duration, json_option, moment, print_facts, print_json, print_table, printable
+from .words import task_ids
 
 if TYPE_CHECKING:
     from ..layout import Layout
 
-_IDS = click.argument("ids", nargs=-1, required=True, metavar="ID...")
+_IDS = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=task_ids)
 
 
 @click.group()
@@ -29,7 +30,7 @@ def task() -> None:
 
 
 @task.command()
-@click.argument("task_id", metavar="ID")
+@click.argument("task_id", metavar="ID", shell_complete=task_ids)
 @json_option
 @with_config
 def show(loaded: Loaded, task_id: str, as_json: bool) -> None:
@@ -152,7 +153,7 @@ def retry(loaded: Loaded, ids: tuple[str, ...], as_json: bool) -> None:
 
 
 @task.command()
-@click.argument("task_id", metavar="ID")
+@click.argument("task_id", metavar="ID", shell_complete=task_ids)
 @click.option("--file", "file_name", metavar="NAME", help="Only this file.")
 @click.option("--names", is_flag=True, help="Only the names and sizes.")
 @json_option

@@ -58,7 +58,7 @@ ALERTS = (
         "10m",
         "critical",
         "Tasks of class {class} wait at {instance}, and none runs.",
-        "dspy-supervisor task explain ID says why; a class may be paused, failed, or without workers.",
+        "dspy-supervisor explain ID says why; a class may be paused, failed, or without workers.",
         {
             f"{_P}tasks_pending{_CLASS}": "3x34",
             f"{_P}tasks_inflight{_CLASS}": "0x34",
@@ -98,7 +98,7 @@ ALERTS = (
         "10m",
         "warning",
         "Tasks of class {class} wait at {instance} that nothing there can run.",
-        "dspy-supervisor task explain ID names the handler, kind or workers that are missing.",
+        "dspy-supervisor explain ID names the handler, kind or workers that are missing.",
         {f"{_P}tasks_held{_CLASS}": "2x34"},
         {f"{_P}tasks_held{_CLASS}": "0x34"},
         {"class": "gpu"},
