@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 PYTHONS ?= python3.11 python3.12 python3.13
 SOURCES = pyproject.toml setup.py $(wildcard fastpath/dspy_fastpath/*.p*)
 
-.PHONY: demo test lint docs wheels faults slurm-faults cloud guest bench compare sanitize fuzz release soak clean
+.PHONY: demo test lint docs wheels faults slurm-faults cloud guest bench compare sanitize fuzz release soak model clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python docs/demo/demo.py
@@ -80,6 +80,10 @@ release: $(VENV)/.ready-dev
 soak: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.rigs.soak --plant all
 	$(BIN)/python -m tests.rigs.soak --minutes 60
+
+# The protocol of claims, gone through state by state, and planted bugs that must be found: four minutes; needs spin.
+model:
+	$(PYTHON) -m tests.model
 
 clean:
 	rm -rf build dist .demo *.egg-info supervisor/*.egg-info $(VENV)

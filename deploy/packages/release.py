@@ -91,10 +91,10 @@ def normalise(sdist: Path, epoch: int) -> None:
         packed.write(plain.getvalue())
 
 
-def checkout(folder: Path, plant: str) -> Path:
-    """Return a fresh copy of what is committed, with a planted fault if one is named."""
+def checkout(folder: Path, commit: str, plant: str) -> Path:
+    """Return a fresh copy of a commit, with a planted fault if one is named."""
     folder.mkdir(parents=True)
-    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tree:
         tree.extractall(folder, filter="data")
     if plant == "unlike":
@@ -225,11 +225,11 @@ def report(steps: dict[str, Callable[[], str]]) -> dict[str, str]:
 
 def examine(work: Path, plant: str = "") -> tuple[dict[str, Callable[[], str]], Path, Path]:
     """Build twice, and return the checks of what was built, with sdist and wheel."""
-    epoch = run("git", "log", "-1", "--format=%ct").strip()
-    first = build(checkout(work / "a", plant), work / "dist", epoch)
+    commit, epoch = run("git", "log", "-1", "--format=%H %ct").split()
+    first = build(checkout(work / "a", commit, plant), work / "dist", epoch)
     checks: dict[str, Callable[[], str]] = {}
     if plant in ("", "unlike"):
-        second = build(checkout(work / "another", plant), work / "again", epoch)
+        second = build(checkout(work / "another", commit, plant), work / "again", epoch)
         checks["same bytes"] = lambda: same_bytes(first, second)
     sdist, wheel = first
     checks |= {

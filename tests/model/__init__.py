@@ -1,0 +1,1 @@
+"""The protocol of claims as a model that spin goes through, state by state."""
