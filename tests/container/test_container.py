@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dspy_supervisor import Queue
 
 from tests.conftest import END_S, START_S, until
 
@@ -123,6 +124,8 @@ def test_the_deployments_command_answers_its_probes_and_takes_no_task_without_th
         task = b'{"class": "cpu_short", "payload": {}}'
         assert answered("/v1/tasks", task) == 401
         assert answered("/v1/tasks", task, Authorization=f"Bearer {TOKEN}", Host="dspy-supervisor") in (200, 201, 202)
+        done = tmp_path / "queue/main/done"
+        until(lambda: list(done.glob("*.json")), "the task is done", START_S)
         process.terminate()
         assert process.wait(END_S) == 0
     finally:
@@ -132,7 +135,10 @@ def test_the_deployments_command_answers_its_probes_and_takes_no_task_without_th
 
 def test_the_jobs_command_ends_as_soon_as_its_queue_is_empty(tmp_path):
     command, environment = command_of("job.yaml", tmp_path)
+    with Queue(environment["ENV_QUEUE_DIR"], create=True) as queue:
+        queue.submit({"n": 1}, id="one")
     done = subprocess.run(
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "queue/main/done/one.json").exists()
