@@ -9,7 +9,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 #: file of the repository: its page below docs/reference
-WHOLE = {"README.md": "readme", "CHANGELOG.md": "changelog", "SECURITY.md": "policy", "bench/README.md": "bench"}
+WHOLE = {
+    "README.md": "readme",
+    "CHANGELOG.md": "changelog",
+    "SECURITY.md": "policy",
+    "CONTRIBUTING.md": "contributing",
+    "bench/README.md": "bench",
+}
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 

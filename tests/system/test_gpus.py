@@ -189,6 +189,7 @@ def test_out_of_memory_raises_the_need_of_its_kind_and_has_a_budget_of_its_own(g
     assert (error["cause"], error["memory"]) == ("out_of_memory", "gpu")
     assert gpus.record("never")["attempt"] == 2
     assert events(one, "gpu_memory_short")
+    until(lambda: not list((gpus.queue / "failed").glob(".*.won")), "the commit is forgotten")
     gpus.check(drained=True, may_fail={"never"})
 
 

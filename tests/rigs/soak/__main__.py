@@ -28,7 +28,7 @@ SAMPLE_S, ACCOUNT_S, CLEAR_S, KEPT_S = 5.0, 10.0, 30.0, 60
 FLAT_AFTER = 0.5  #: of the run: what came before is warming up, and the half of it that is full of deaths
 _PLANTED_MINUTES = 3.0
 #: where each planted leak must show
-SHOWS = {"memory": ("supervisor", "pss_kb"), "fd": ("supervisor", "fds"), "files": ("runtime", "files")}
+SHOWS = {"memory": ("supervisor", "anon_kb"), "fd": ("supervisor", "fds"), "files": ("runtime", "files")}
 
 
 def run(folder: Path, minutes: float, rate: float, seed: int, leak: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ import psutil
 _FOLDERS = ("pending", "delayed", "claimed", "done", "failed")
 #: how much a series may grow over the part that is judged: by this, or by this share of its level
 TOLERANCE = {
-    "pss_kb": (2048.0, 0.05),
+    "anon_kb": (2048.0, 0.05),
     "fds": (2.0, 0.0),
     "threads": (1.0, 0.0),
     "files": (60.0, 0.05),
@@ -55,12 +55,15 @@ def role(process: psutil.Process) -> str:
 
 
 def measure(pid: int) -> dict[str, float]:
-    """Return the memory that is its own share (PSS), descriptors and threads of a process; nothing if it is gone."""
+    """Return the memory of its own, descriptors and threads of a process; nothing if it is gone.
+
+    RssAnon, and not PSS: shares change with each worker that is forked or killed.
+    """
     try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        found = re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)
+        status = Path(f"/proc/{pid}/status").read_text()
+        found = re.search(r"^RssAnon:\s+(\d+)", status, re.MULTILINE)
         return {
-            "pss_kb": float(found[1]) if found else 0.0,
+            "anon_kb": float(found[1]) if found else 0.0,
             "fds": float(len(os.listdir(f"/proc/{pid}/fd"))),
             "threads": float(len(os.listdir(f"/proc/{pid}/task"))),
         }
