@@ -58,7 +58,10 @@ FAULTS = {
     "kill": (_FILES, "signal=KILL"),
     "EIO": (f"openat,write,fsync,syncfs,close,{_NAMES},read,newfstatat,fstat,getdents64", "error=EIO"),
     "ENOSPC": (f"openat,write,fsync,syncfs,close,{_NAMES}", "error=ENOSPC"),
+    "EDQUOT": (f"openat,write,fsync,syncfs,close,{_NAMES}", "error=EDQUOT"),
+    "EROFS": (f"openat,{_NAMES}", "error=EROFS"),
     "EMFILE": ("open,openat", "error=EMFILE"),
+    "ENFILE": ("open,openat", "error=ENFILE"),
     "ENOMEM": (_FILES, "error=ENOMEM"),
     "EINTR": ("openat,write,fsync,close,read", "error=EINTR"),
     "ESTALE": (f"openat,{_NAMES},newfstatat", "error=ESTALE"),
@@ -182,7 +185,7 @@ def _failed(scene: Scene) -> None:
 
 
 def _cancel(scene: Scene, _: Any) -> None:
-    _undertaker(scene).bury(scene.layout.pending, "a1.json", _NAME, {"cause": Cause.CANCELLED, "message": "by the rig"})
+    undertaker(scene).bury(scene.layout.pending, "a1.json", _NAME, {"cause": Cause.CANCELLED, "message": "by the rig"})
 
 
 _NAME = queue_module.TaskName("a1")
@@ -217,10 +220,10 @@ def recover(scene: Scene) -> None:
     """Do as the next supervisor does at its start."""
     result = Recovered()
     settle_commits(scene.queue, result, alone=True)
-    undertaker = _undertaker(scene)
-    owners = [owner for owner in list_folder(scene.layout.claimed) if owner != undertaker.owner]
-    take_from_dead(undertaker, owners, _BUDGET, result, _DEATH)
-    undertaker.close()
+    taker = undertaker(scene)
+    owners = [owner for owner in list_folder(scene.layout.claimed) if owner != taker.owner]
+    take_from_dead(taker, owners, _BUDGET, result, _DEATH)
+    taker.close()
 
 
 class _Nobody(Presence):
@@ -230,7 +233,8 @@ class _Nobody(Presence):
         self.node, self._owners = f"rig{os.getpid()}x{random.getrandbits(32)}", 0
 
 
-def _undertaker(scene: Scene) -> Undertaker:
+def undertaker(scene: Scene) -> Undertaker:
+    """One who ends tasks, in a folder that nobody else has."""
     return Undertaker(scene.queue, _Nobody())
 
 
