@@ -94,13 +94,13 @@ def in_child(work):
     assert os.waitpid(pid, 0)[1] == 0
 
 
-NUMBERS = {
+NUMBERS = {  # of each call, or of the two by which a C library makes it
     "read": 0,
     "write": 1,
     "close": 3,
     "fsync": 74,
     "openat": 257,
-    "fstat": 262,
+    "fstat": (5, 262),
     "unlinkat": 263,
     "renameat": 264,
     "linkat": 265,
@@ -115,10 +115,12 @@ def break_call(name, why, first=None):
         return struct.pack("=HBBI", operation, yes, no, k)
 
     load, equal, answer = 0x20, 0x15, 0x06
-    program = code(load, 0, 0, 0) + code(equal, 0, 1 if first is None else 3, NUMBERS[name])
-    if first is not None:
-        program += code(load, 0, 0, 16) + code(equal, 0, 1, first)
-    program += code(answer, 0, 0, 0x00050000 | why) + code(answer, 0, 0, 0x7FFF0000)
+    given = b"" if first is None else code(load, 0, 0, 16) + code(equal, 0, 1, first)
+    program, numbers = b"", NUMBERS[name]
+    for number in numbers if isinstance(numbers, tuple) else (numbers,):
+        program += code(load, 0, 0, 0) + code(equal, 0, 3 if given else 1, number) + given
+        program += code(answer, 0, 0, 0x00050000 | why)
+    program += code(answer, 0, 0, 0x7FFF0000)
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(program)
     filters = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))

@@ -35,6 +35,8 @@ def test_a_queue_of_this_format_is_served_and_loses_nothing(tmp_path: Path, supe
     (tmp_path / "gate").touch()
     everything = {*expected["done"], *expected["failed"], *expected["run"], *expected["stay"], "command"}
     assert set(places(queue)) == everything
+    minutes = summary(queue, 0.0)
+    assert minutes is not None and minutes["classes"]["cpu_short"]["done"] >= 2
     settings = {"heartbeat_s": 0.1, "take_after_s": 1, "sweep_s": 0.2}
     one = supervisor("--workers", "cpu_long=1", handlers={**PLAY, "cpu_long": "echo"}, settings=settings)
     with Queue(queue) as client:
@@ -60,7 +62,5 @@ def test_a_queue_of_this_format_is_served_and_loses_nothing(tmp_path: Path, supe
         mark = Marks(layout).read("cpu_short", "env-7")
         assert mark is not None and mark.task == "done"
         assert RunTimes(layout).expected_s("cpu_short", "echo") > 2.5
-    minutes = summary(queue, 0.0)
-    assert minutes is not None and minutes["classes"]["cpu_short"]["done"] >= 2
     until(lambda: one.ask("explain", id="carried")["explanation"], "it is explained")
     assert one.stop() == 0

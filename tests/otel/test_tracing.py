@@ -80,12 +80,12 @@ def test_each_attempt_has_its_spans_and_a_failed_one_says_why(rig: Rig, collecto
     rig.record("a1")
     assert whole(collector, "a1")["task cpu_short"].error == "raised: too bad"
     steps = [span for span in collector.of("a1") if not span.name.startswith("task ")]
-    assert [(span.name, span.facts["dspy.task.attempt"]) for span in steps] == [
-        (name, attempt) for attempt in (0, 1) for name in STEPS
-    ]
-    assert [span.facts.get("error.type") for span in steps if span.name == "run"] == ["raised", "raised"]
-    first_run, second_wait = steps[2], steps[4]
-    assert second_wait.start == first_run.end
+    # another worker may claim the second attempt before the first one has noted that it is recorded
+    first, second = ([span for span in steps if span.facts["dspy.task.attempt"] == attempt] for attempt in (0, 1))
+    assert [span.name for span in first] == [span.name for span in second] == STEPS
+    assert len(steps) == 2 * len(STEPS)
+    assert first[2].facts["error.type"] == second[2].facts["error.type"] == "raised"
+    assert second[0].start == first[2].end
 
 
 def test_the_attempt_of_a_worker_that_dies_is_told_by_the_supervisor(
