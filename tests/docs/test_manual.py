@@ -23,6 +23,11 @@ def test_the_manual_page_has_every_command_with_its_options():
     assert ".B \\-\\-queue\\-dir DIR\n" in text and "\n.SH SYNOPSIS\n" in text
 
 
+def test_the_page_that_is_installed_is_this_one():
+    installed = Path(__file__).parents[2] / "deploy" / "man" / "dspy-supervisor.1"
+    assert installed.read_text() == page(), "dspy-supervisor man > deploy/man/dspy-supervisor.1"
+
+
 @pytest.mark.skipif(shutil.which("groff") is None, reason="no groff here")
 def test_the_manual_page_is_roff_without_a_warning():
     done = subprocess.run(["groff", "-man", "-Tutf8", "-ww", "-z"], input=page(), capture_output=True, text=True)
@@ -30,8 +35,8 @@ def test_the_manual_page_is_roff_without_a_warning():
 
 
 @pytest.fixture
-def shell(tmp_path):
-    """A function that says what a real bash completes for a line, in a folder with a queue."""
+def place(tmp_path):
+    """The environment of a shell in tmp_path, where the program is on PATH and a queue is in queue/."""
     queue = tmp_path / "queue"
     with Layout.open(queue, create=True) as layout:
         for one in ("a1", "a2", "b1"):
@@ -39,7 +44,12 @@ def shell(tmp_path):
     program = tmp_path / "dspy-supervisor"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m dspy_supervisor "$@"\n')
     program.chmod(0o700)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    return {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+
+@pytest.fixture
+def shell(tmp_path, place):
+    """A function that says what a real bash completes for a line, in a folder with a queue."""
 
     def completed(*words: str) -> list[str]:
         script = (
@@ -49,7 +59,7 @@ def shell(tmp_path):
             '_dspy_supervisor_completion dspy-supervisor\nprintf "%s\\n" "${COMPREPLY[@]}"\n'
         )
         done = subprocess.run(
-            ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+            ["bash", "-c", script], cwd=tmp_path, env=place, capture_output=True, text=True, check=True
         )
         assert "complete -o nosort -F _dspy_supervisor_completion dspy-supervisor" in done.stderr
         return done.stdout.split()
@@ -69,13 +79,22 @@ def test_bash_completes_commands_options_tasks_classes_and_settings(shell):
     assert shell("status", "--set", "class.gpu.work") == ["class.gpu.workers="]
 
 
-@pytest.mark.parametrize("name", ["zsh", "fish"])
-def test_the_other_shells_get_a_script_that_they_can_read(name, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "dspy_supervisor", "completion", name], capture_output=True, text=True, check=True
-    )
-    assert "_DSPY_SUPERVISOR_COMPLETE" in done.stdout
-    if shutil.which(name):
-        script = Path(tmp_path / "script")
-        script.write_text(done.stdout)
-        assert subprocess.run([name, "-n", str(script)], capture_output=True, text=True).stderr == ""
+_ASKED = {  # what each shell offers, by its own words: fish says so, of zsh the function that lists is replaced
+    "fish": 'dspy-supervisor completion fish | source; complete -C "dspy-supervisor {line}"',
+    "zsh": """autoload -Uz compinit; compinit -u -D
+eval "$(dspy-supervisor completion zsh)"
+compadd() {{ print -rl -- $completions }}
+_describe() {{ print -rl -- ${{completions_with_descriptions%%:*}} }}
+words=(dspy-supervisor {line}) CURRENT=$#words
+$_comps[dspy-supervisor]""",
+}
+
+
+@pytest.mark.parametrize("name", sorted(_ASKED))
+def test_the_other_shells_complete_commands_and_tasks(name, tmp_path, place):
+    if not shutil.which(name) and not os.environ.get("CI"):
+        pytest.skip(f"no {name} here")
+    for line, expected in (("ta", ["task"]), ("task show --queue-dir queue a", ["a1", "a2"])):
+        command = [name, *(["-f"] if name == "zsh" else []), "-c", _ASKED[name].format(line=line)]
+        done = subprocess.run(command, cwd=tmp_path, env=place, capture_output=True, text=True, check=True, timeout=60)
+        assert [offer.split("\t")[0] for offer in done.stdout.splitlines()] == expected, done.stderr
