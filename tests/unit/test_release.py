@@ -27,6 +27,15 @@ def test_every_place_says_the_same_version():
     assert len(set(said.values())) == 1, said
 
 
+def test_the_manifests_and_the_page_on_containers_name_the_image_of_this_version():
+    version = re.search(r'(?m)^version = "(.+)"', (ROOT / "pyproject.toml").read_text())[1]
+    texts = {path: path.read_text() for path in (*ROOT.glob("deploy/kubernetes/*.yaml"), ROOT / "docs/containers.md")}
+    named = {
+        (path.name, tag) for path, text in texts.items() for tag in re.findall(r"dspy-supervisor:(\d+\.[\w.]+)", text)
+    }
+    assert named == {(name, version) for name in ("deployment.yaml", "job.yaml", "containers.md")}
+
+
 def test_the_notes_of_a_version_are_its_part_of_the_changelog_and_of_none_an_error():
     done = notes("0.1.0")
     assert done.returncode == 0 and done.stdout.startswith("### Added") and "\n## " not in done.stdout
