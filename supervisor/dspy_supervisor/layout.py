@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import orjson
-from dspy_fastpath.claim import move_new, sync, write_new
+from dspy_fastpath.claim import Refused, move_new, read, sync, write_new
 from dspy_fastpath.ids import uuid7
 
 from .errors import ConfigError, QueueFormat, QueueMissing, QueueUnsafe
@@ -162,17 +162,29 @@ class Layout:
 
 
 def replace_json(folder: int, name: str, value: Mapping[str, Any], *, durable: bool) -> None:
-    """Write a small document as ``name``, in one step for its readers, in place of an older one."""
+    """Write a small document as ``name``, in one step for its readers, in place of an older one. Raises OSError.
+
+    A rename that fails is not believed: a server may have done it, and its reply may be lost.
+    """
     temporary = f".{name}.{uuid7()}.tmp".encode()
-    write_new(folder, temporary, orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE), durable)
+    content = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    write_new(folder, temporary, content, durable)
     try:
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=folder)
-        raise
+        if not _holds(folder, name, content):
+            raise
     if durable:
         sync(folder)
+
+
+def _holds(folder: int, name: str, content: bytes) -> bool:
+    try:
+        return read(folder, name.encode(), len(content), ()).data == content
+    except (OSError, Refused):
+        return False
 
 
 def read_json(folder: int, name: str, max_bytes: int = 1 << 20) -> dict[str, Any] | None:

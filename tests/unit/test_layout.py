@@ -1,5 +1,6 @@
 """The folders: made once, opened safely, and known again."""
 
+import errno
 import os
 import shutil
 import stat
@@ -203,3 +204,14 @@ def test_what_is_no_document_of_ours_reads_as_none(rig, tmp_path, kind):
     before = os.listdir("/proc/self/fd")
     assert read_json(rig.layout.nodes, "x.hb") is None
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ESTALE])
+def test_a_replacement_whose_reply_is_lost_is_done(rig, number):
+    folder = rig.layout.nodes
+    replace_json(folder, "x", {"n": 0}, durable=True)
+    with Steps(1, "lost", number) as steps:
+        replace_json(folder, "x", {"n": 1}, durable=True)
+    assert "rename" in steps.calls
+    assert read_json(folder, "x") == {"n": 1}
+    assert os.listdir(folder) == ["x"]
