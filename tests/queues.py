@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from dspy_supervisor import fsck, gc, layout, lookup, producer, recovery, taskqueue, undertaker
+from dspy_supervisor import fsck, gc, layout, lookup, producer, recovery, taskqueue, tears, undertaker
 from dspy_supervisor.layout import Layout
 from dspy_supervisor.producer import Producer, envelope
 from dspy_supervisor.record import Claim, Run, done_record, failed_record
@@ -21,7 +21,7 @@ from dspy_supervisor.undertaker import Undertaker
 
 BUDGET = Budget(max_attempts=3, max_crashes=3, max_deliveries=20, base_s=1.0, cap_s=300.0)
 RUN = Run(started_at=1_700_000_000.25, ended_at=1_700_000_001.5, duration_s=1.25, worker=4711, owner="n1.1.0")
-MODULES = (taskqueue, producer, recovery, layout, lookup, undertaker, fsck, gc)
+MODULES = (taskqueue, producer, recovery, tears, layout, lookup, undertaker, fsck, gc)
 CALLS = ("move", "move_new", "write_new", "sync", "sync_filesystem", "claim")
 OS_CALLS = ("rename", "unlink", "mkdir", "rmdir")
 SYNCS = ("sync", "sync_filesystem")
@@ -76,7 +76,7 @@ class Rig:
     def recover(self, *dead: str, me: str = "me", alone: bool = True, budget: Budget = BUDGET) -> Recovered:
         """Do what a supervisor does at its start, where these nodes are dead."""
         result = Recovered()
-        settle_commits(self.queue, result, alone=alone)
+        settle_commits(self.queue, result, alone=alone, torn=True)
         boss = Undertaker(self.queue, Node(me))  # type: ignore[arg-type]
         owners = [owner for owner in sorted(os.listdir(self.path / "claimed")) if owner.partition(".")[0] in dead]
         take_from_dead(boss, owners, budget, result, "its supervisor died")

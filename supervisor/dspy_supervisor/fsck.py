@@ -134,7 +134,7 @@ def _dead(config: Config, queue: TaskQueue, presence: Presence | None) -> Iterat
     ]
     if presence is not None:
         result = Recovered()
-        settle_commits(queue, result, alone=others == dead)
+        settle_commits(queue, result, alone=others == dead, torn=True)
         undertaker = Undertaker(queue, presence)
         budget = budget_of(config, config.classes["cpu_short"])
         claims = claims_of(layout, dead)

@@ -75,16 +75,18 @@ def find_all(layout: Layout, ids: Collection[str]) -> dict[str, list[Found]]:
     return known
 
 
-def files(layout: Layout, state: State) -> Iterator[Found]:
-    """Yield the files of all tasks in a state, in no order."""
+def files(layout: Layout, state: State, *, part: str = "") -> Iterator[Found]:
+    """Yield the files of all tasks in a state, in no order; ``part``: only those that have it in their name."""
     if state is State.CLAIMED:
         for owner in list_folder(layout.claimed):
             for file in _claims(layout, owner):
-                if TaskName.parse(file):
+                if part in file and TaskName.parse(file):
                     yield Found(state, file, None, owner)
         return
     folder: int = getattr(layout, state)
-    for file in list_folder(folder):
+    for file in walk_folder(folder):
+        if part not in file:
+            continue
         if state is State.DELAYED:
             if parsed := parse_delayed(file):
                 yield Found(state, file, folder, due=parsed[0])

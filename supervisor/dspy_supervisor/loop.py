@@ -53,7 +53,7 @@ from .record import Claim
 from .recorder import PERIOD_S, Recorder
 from .recovery import clear_old
 from .requests import requests
-from .runtime import make_runtime_folder
+from .runtime import make_runtime_folder, was_here_since_boot
 from .settle import recover, settle_death
 from .sidecar import Sidecar
 from .sweeper import Sweeper
@@ -94,6 +94,7 @@ class Supervisor:
         self.ungrouped = "not looked for yet"  #: why there are none
         kept = self._kept_page() if before is not None else None
         self._same_page = kept is not None
+        self.first_since_boot = not was_here_since_boot(self.page_path)
         self.page = kept or self._new_page()
         budget.configure(self.page, config.llm_budgets)
         used = {worker.slot for worker in before.workers} if before is not None else set()

@@ -2,8 +2,7 @@
 
 - A commit (``done/.N.won``) with its record is published. One whose record is missing, and whose task has no record either,
   lost it in a power cut at durability none: the task runs again.
-- Two names for one file, as a power cut can leave them: the furthest stays (done > failed > higher attempt > claimed >
-  pending). A claim whose very content has a record goes too; one with other content comes back to be refused by name.
+- What a power cut left of moves that were torn in two goes: see tears.py.
 - The claims of dead nodes are taken: back to pending/, the attempt charged, the crash count unchanged, since the death of a
   supervisor is not the task's fault. A task that was given out too often ends in failed/.
 - Temporary files, records that nobody vouches for and losses of environments that nobody asks about go after a day and more, by
@@ -22,26 +21,20 @@ from dataclasses import dataclass
 
 import orjson
 from dspy_fastpath.claim import Refused, read, write_new
-from dspy_fastpath.envelope import EnvelopeError, scan
 from dspy_fastpath.ids import uuid7
 
 from .environments import Marks
 from .jobbook import is_carried
 from .layout import Layout, list_folder, walk_folder
-from .lookup import files, find, name_of
 from .retry import Budget, decide
 from .task import Cause, State, TaskName
 from .taskqueue import (
-    DEEPEST,
-    MOST_EXTRAS,
     TaskQueue,
     exists,
-    identity,
-    is_record_of,
-    parse_won,
     past_causes,
     won_file,
 )
+from .tears import commits, drop_second_names, drop_superseded, is_further
 from .undertaker import Undertaker
 
 TEMPORARY_AGE_S = 36 * 3600.0  #: a producer may be slow, or asleep for a night
@@ -63,13 +56,19 @@ class Recovered:
         return any((self.published, self.rerun, self.taken, self.failed, self.dropped, self.quarantined))
 
 
-def settle_commits(queue: TaskQueue, result: Recovered, *, alone: bool) -> None:
-    """Publish what is committed. ``alone``: no other node may be at work, so a record that is missing is lost."""
+def settle_commits(queue: TaskQueue, result: Recovered, *, alone: bool, torn: bool = False) -> None:
+    """Publish what is committed.
+
+    ``alone``: no other node may be at work, so a record that is missing is lost. ``torn``: the power may have been cut
+    since the queue was last served, so every task is looked at: some seconds for a million.
+    """
     layout = queue.layout
     if alone:
         result.dropped += drop_second_names(layout)
+    if alone and torn:
+        result.dropped += drop_superseded(layout)
     for target in (layout.done, layout.failed):
-        for name in _commits(target):
+        for name in commits(target):
             published = False
             if _is_record(layout, name.result_file, name):
                 published = queue.publish(name, target)
@@ -88,22 +87,6 @@ def settle_commit(queue: TaskQueue, name: TaskName) -> State | None:
             queue.forget_commit(name, target, published=queue.publish(name, target))
             return state
     return None
-
-
-def drop_second_names(layout: Layout) -> int:
-    """Leave one name of each task that a power cut left under two: the furthest; return how many went."""
-    dropped = 0
-    for name, rank, folder, file in list(_movers(layout)):
-        with contextlib.suppress(FileNotFoundError):
-            status = os.stat(file, dir_fd=folder, follow_symlinks=False)
-            if status.st_nlink < 2:
-                continue
-            others = [other for other in _other_names(layout, name.id, status) if other[1:] != (folder, file)]
-            # They all lead to this one file, which stays for as long as the furthest of them does.
-            for _, lesser_folder, lesser in sorted([*others, (rank, folder, file)])[:-1]:
-                os.unlink(lesser, dir_fd=lesser_folder)
-                dropped += 1
-    return dropped
 
 
 def take_from_dead(
@@ -205,68 +188,6 @@ def _take(undertaker: Undertaker, file: str, folder: int, budget: Budget, result
     # Charged like any other that is taken: its owner may only be frozen, and writes its result under the old name.
     error = {"cause": verdict.final, "message": message}
     result.failed += undertaker.bury(folder, file, name.charged(crashed=False), error)
-
-
-def is_further(layout: Layout, name: TaskName, folder: int) -> bool:
-    """Whether a claim in an open folder is only a second name of a task that is further, or the content of a record."""
-    try:
-        status = os.stat(name.file, dir_fd=folder, follow_symlinks=False)
-        if status.st_nlink > 1 and any(
-            rank > (1, name.attempt, _CLAIMED) for rank, _, _ in _other_names(layout, name.id, status)
-        ):
-            return True
-        record = f"{name.id}.json"
-        ends = [end for end in (layout.done, layout.failed) if exists(end, record)]
-        if not ends:
-            return False
-        data = read(folder, name.file.encode(), 1 << 40, ()).data
-        fields = scan(data, DEEPEST, MOST_EXTRAS)
-    except (FileNotFoundError, Refused, EnvelopeError):
-        return False
-    return any(is_record_of(end, record, data, fields) for end in ends)
-
-
-_PENDING, _DELAYED, _CLAIMED = 0, 1, 2
-_Rank = tuple[int, int, int]  # how far a name is: committed or not, attempt, where it lies
-
-
-def _movers(layout: Layout) -> Iterator[tuple[TaskName, _Rank, int, str]]:
-    """Yield every name but those in pending/: each rename has one of these as its source or its target.
-
-    A rename within one folder isn't torn in two: a folder reaches the disk as a whole.
-    """
-    for target, rank in ((layout.done, 3), (layout.failed, 2)):
-        for name in _commits(target):
-            yield name, (rank, name.attempt, 0), target, won_file(name)
-    for found in files(layout, State.CLAIMED):
-        name = name_of(found)
-        yield name, (1, name.attempt, _CLAIMED), layout.claimed, f"{found.owner}/{found.file}"
-    for found in files(layout, State.DELAYED):
-        name = name_of(found)
-        yield name, (1, name.attempt, _DELAYED), layout.delayed, found.file
-
-
-def _other_names(layout: Layout, task_id: str, status: os.stat_result) -> Iterator[tuple[_Rank, int, str]]:
-    """Yield every name of one task, but records, that leads to one file."""
-    names = [
-        ((1, name_of(found).attempt, _DELAYED if found.state is State.DELAYED else _PENDING), found.folder, found.file)
-        for state in (State.PENDING, State.DELAYED)
-        for found in find(layout, task_id, thorough=True)
-        if found.state is state and found.folder is not None
-    ]
-    names += [
-        (rank, folder, file)
-        for name, rank, folder, file in _movers(layout)
-        if name.id == task_id and rank[2] != _DELAYED
-    ]
-    for rank, folder, file in names:
-        if identity(folder, file) == (status.st_dev, status.st_ino):
-            yield rank, folder, file
-
-
-def _commits(target: int) -> list[TaskName]:
-    """Return the attempts whose commit lies in done/ or failed/."""
-    return [name for name in map(parse_won, walk_folder(target)) if name is not None]
 
 
 def _run_again(layout: Layout, name: TaskName, target: int) -> bool:

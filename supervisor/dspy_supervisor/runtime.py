@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
 from .errors import QueueUnsafe
@@ -22,3 +23,11 @@ def make_runtime_folder(folder: Path) -> None:
             f"{folder} is not a folder of your own that only you may write (owner {status.st_uid}, mode "
             f"{stat.S_IMODE(status.st_mode):04o}): remove it, or name another with --runtime-dir"
         )
+
+
+def was_here_since_boot(page: Path) -> bool:
+    """Whether a supervisor had its queue since this machine was started, by the page that it left."""
+    try:
+        return page.stat().st_mtime >= time.time() - time.monotonic()
+    except OSError:
+        return False

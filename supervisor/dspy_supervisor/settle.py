@@ -22,10 +22,11 @@ from .log import log
 from .lookup import read_record
 from .nodes import node_of
 from .record import Claim, Run
-from .recovery import Recovered, is_further, settle_commit, settle_commits, take_from_dead
+from .recovery import Recovered, settle_commit, settle_commits, take_from_dead
 from .retry import FINAL, Verdict, budget_of, decide
 from .task import Cause, TaskName, WorkloadClass
 from .taskqueue import Unusable, past_causes
+from .tears import is_further
 from .traces import Attempt, Traces
 from .walltime import RunTimes
 from .worker import COUNTED
@@ -46,7 +47,7 @@ def recover(supervisor: Supervisor, *, anew: bool = False) -> None:
     if dead:
         proctree.kill_marked(dead)  # what their tasks started must not run on beside the next attempt
     result = Recovered()
-    settle_commits(supervisor.queue, result, alone=others == dead)
+    settle_commits(supervisor.queue, result, alone=others == dead, torn=anew or supervisor.first_since_boot)
     _take(supervisor, dead | {observer.me} if anew else dead, result)
     supervisor.alive = others - dead
     if result:

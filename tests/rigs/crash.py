@@ -219,7 +219,7 @@ OPERATIONS = {
 def recover(scene: Scene) -> None:
     """Do as the next supervisor does at its start."""
     result = Recovered()
-    settle_commits(scene.queue, result, alone=True)
+    settle_commits(scene.queue, result, alone=True, torn=True)
     taker = undertaker(scene)
     owners = [owner for owner in list_folder(scene.layout.claimed) if owner != taker.owner]
     take_from_dead(taker, owners, _BUDGET, result, _DEATH)

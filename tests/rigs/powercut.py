@@ -260,10 +260,12 @@ def run(kind: str, level: str, count: int, seed: int, rounds: int = 60, first: b
             layout = Layout.open(root / "queue", create=True, durability=level)
             made = log.position
             scene = Scene(root / "queue", layout, TaskQueue(layout))
-            promises = Work(scene, lambda: log.position, seed).do(rounds)
+            try:
+                promises = Work(scene, lambda: log.position, seed).do(rounds)
+            finally:  # what is open would keep the filesystem busy
+                os.close(scene.folder)
+                layout.close()
             end = log.position
-            os.close(scene.folder)
-            layout.close()
         result = Result(end, len(promises.accepted))
         for cut, content in images(log, _cuts(made, end, count, seed)):
             # A name of its own, so that no cached block of another serves it.
@@ -314,11 +316,14 @@ PLANTS: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
         "full",
         [(queue_module, "write_new", _written), (queue_module, "sync", _nothing)],
     ),
-    "no recovery of commits": ("task", [(queue_module.TaskQueue, "publish", lambda *_: True)]),
-    "second names stay": ("task", [(recovery_module, "drop_second_names", lambda _: 0)]),
+    "second names stay": (
+        "full",
+        [(recovery_module, "drop_second_names", lambda _: 0), (recovery_module, "is_further", lambda *_: False)],
+    ),
+    "tasks stay beside their records": ("task", [(recovery_module, "drop_superseded", lambda _: 0)]),
 }
 #: only a filesystem that tears a rename in two shows it
-_ONLY_BTRFS = ("second names stay",)
+_ONLY_BTRFS = ("second names stay", "tasks stay beside their records")
 
 
 def finds(plant: str, kind: str, count: int, seed: int) -> bool:

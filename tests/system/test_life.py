@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -153,3 +154,23 @@ def test_metrics_add_up_to_what_lies_in_the_folders(rig: Rig) -> None:
     until(lambda: counted() == {"done": 15.0, "failed": 5.0, "retried": 0.0, "refused": 0.0}, "all are counted")
     assert len(list((rig.queue / "done").glob("*.json"))) == 15
     rig.check(may_fail=[f"t{number}" for number in range(0, 20, 4)])
+
+
+def test_the_first_start_after_a_boot_clears_what_a_power_cut_left_beside_a_record(rig: Rig, tmp_path: Path) -> None:
+    supervisor = rig.start()
+    for task_id in ("a1", "b1"):
+        rig.drop(task_id, {})
+        rig.record(task_id)
+    supervisor.stop()
+    page = next(supervisor.runtime.glob("*.page"))
+    left = json.dumps({"payload": {"do": "echo", "log": str(rig.log)}})  # without the id, which is in the name
+    (rig.queue / "pending" / "b1.json").write_text(left)
+    again = rig.start(settings={"partial_grace_s": 0.1})
+    until(rig.quarantined, "an equal task that comes again, later, is set aside with its reason")
+    again.stop()
+    os.utime(page, (1.0, 1.0))  # of the boot before
+    (rig.queue / "pending" / "a1.json").write_text(left)
+    last = rig.start()
+    assert '"event":"recovered"' in last.log and '"dropped":1' in last.log
+    assert not (rig.queue / "pending" / "a1.json").exists()
+    assert runs(rig.log) == {"a1": 1, "b1": 1}

@@ -38,6 +38,7 @@ LAYERS = {
             "nodes",
             "undertaker",
             "migration",
+            "tears",
             "recovery",
             "retry",
             "backlog",

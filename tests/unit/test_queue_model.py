@@ -14,16 +14,19 @@ from pathlib import Path
 
 import orjson
 import pytest
+from dspy_supervisor import gc
 from dspy_supervisor.errors import DuplicateTask
 from dspy_supervisor.lookup import find_all, find_one, name_of
+from dspy_supervisor.producer import put_again
 from dspy_supervisor.record import Claim
 from dspy_supervisor.task import State, TaskName
 from dspy_supervisor.taskqueue import parse_delayed
+from dspy_supervisor.undertaker import Undertaker
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.queues import Killed, Rig, Steps
+from tests.queues import Killed, Node, Rig, Steps
 from tests.system.invariants import places, violations
 
 IDS = [f"t{number}" for number in range(4)]
@@ -219,6 +222,50 @@ class QueueMachine(RuleBasedStateMachine):
         before = places(self.rig.path)
         self.run(death, lambda: self.rig.recover("nobody", me="fourth"))
         assert places(self.rig.path) == before
+
+    # -- those who look after the queue ------------------------------------------------------------------------------------
+
+    @rule(task_id=st.sampled_from(IDS), death=DEATH)
+    def cancel(self, task_id, death):
+        known = self.known.get(task_id)
+        if known is None or known.state not in (State.PENDING, State.DELAYED):
+            return
+        was, known.failed, self.nodes = (known.state, known.attempt), True, self.nodes + 1
+        boss = Undertaker(self.rig.queue, Node(f"c{self.nodes}"))
+        lived, now = self.run(death, lambda: boss.cancel(task_id))
+        if lived:
+            assert now is State.FAILED
+            self.see(task_id, (State.FAILED, known.attempt))
+        else:
+            self.rig.recover(f"c{self.nodes}", me="fifth")
+            self.see(task_id, was, (State.FAILED, known.attempt), (State.PENDING, known.attempt + 1))
+        boss.close()
+
+    @rule(task_id=st.sampled_from(IDS), death=DEATH)
+    def try_again(self, task_id, death):
+        known = self.known.get(task_id)
+        if known is None or known.state is not State.FAILED:
+            return
+        lived, _ = self.run(death, lambda: put_again(self.rig.layout, task_id))
+        again = (State.PENDING, known.attempt + 1)
+        if not lived and find_one(self.rig.layout, task_id).state is State.FAILED:
+            return
+        known.record = b""
+        self.see(task_id, again)
+
+    @rule(task_id=st.sampled_from(IDS), death=DEATH)
+    def forget(self, task_id, death):
+        """What ended is cleared away; its id may be used again."""
+        known = self.known.get(task_id)
+        if known is None or known.state not in (State.DONE, State.FAILED):
+            return
+        if self.frozen:
+            return  # one that stood still for as long as records are kept would find its id used again
+        lived, _ = self.run(death, lambda: gc.forget(self.rig.layout, [known.state], keep=0))
+        left = set(places(self.rig.path))
+        assert not lived or task_id not in left
+        for gone in self.known.keys() - left:
+            assert self.known.pop(gone).state is known.state
 
     # -- what must hold ----------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,12 @@ from itertools import combinations
 
 import orjson
 import pytest
-from dspy_supervisor.recovery import Recovered, clear_old, drop_second_names, is_further, settle_commit, settle_commits
+from dspy_supervisor.producer import put_again
+from dspy_supervisor.recovery import Recovered, clear_old, settle_commit, settle_commits
 from dspy_supervisor.retry import Budget
 from dspy_supervisor.task import TaskName
 from dspy_supervisor.taskqueue import delayed_file
+from dspy_supervisor.tears import drop_second_names, is_further
 
 from tests.queues import Rig, Steps, steps_of
 from tests.system.invariants import check
@@ -281,6 +283,81 @@ def test_a_planted_later_attempt_does_not_make_a_claim_go(rig):
     rig.recover("p")
     assert b'"payload":1' in (rig.path / "pending/a1~1x0.json").read_bytes()
     assert b'{"payload":2}' in rig.tree().values()
+
+
+# -- a task beside what came of it --------------------------------------------------------------------------------------------
+
+
+def copied(rig, place, action):
+    """Do something that moves a file away, and show the file at its old place as well, as a power cut may."""
+    content = (rig.path / place).read_bytes()
+    result = action()
+    (rig.path / place).parent.mkdir(exist_ok=True)
+    (rig.path / place).write_bytes(content)
+    return result
+
+
+@pytest.mark.parametrize("end", ["finish", "fail"])
+@pytest.mark.parametrize("place", ["pending/a1.json", DELAYED[0]])
+def test_what_waits_beside_its_own_record_goes(rig, end, place):
+    rig.put("a1", 1)
+    assert copied(rig, "pending/a1.json", lambda: getattr(rig, end)(rig.claim("a1.json")))
+    os.rename(rig.path / "pending/a1.json", rig.path / place)
+    assert rig.recover("p").dropped == 1
+    check(rig.path, ["a1"], may_fail=["a1"], drained=True)
+
+
+@pytest.mark.parametrize("name", ["results/a1~0.json", "failed/a1.json"])
+def test_a_record_let_loose_again_is_one_task_where_its_names_as_a_record_show_too(rig, name):
+    rig.put("a1", 1)
+    rig.fail(rig.claim("a1.json"))
+    put_again(rig.layout, "a1")
+    os.link(rig.path / "pending/a1~1x0.json", rig.path / name)
+    assert rig.recover("p").dropped == 1
+    check(rig.path, ["a1"])
+    assert rig.finish(rig.claim("a1~1x0.json"))
+
+
+@pytest.mark.parametrize("place", ["claimed/p.1.0/a1.json", "failed/.a1.json.won", DELAYED[0]])
+@pytest.mark.parametrize("again", ["pending/a1~1x0.json", "claimed/p.2.0/a1~1x0.json", DELAYED[1]])
+def test_an_attempt_goes_where_its_record_was_let_loose_again(rig, place, again):
+    rig.put("a1", 1)
+    envelope = (rig.path / "pending/a1.json").read_bytes()
+    rig.fail(rig.claim("a1.json"))
+    put_again(rig.layout, "a1")
+    (rig.path / "pending/a1.json").write_bytes(envelope)
+    for before, after in (("pending/a1.json", place), ("pending/a1~1x0.json", again)):
+        (rig.path / after).parent.mkdir(exist_ok=True)
+        os.rename(rig.path / before, rig.path / after)
+    if "won" in place:
+        os.link(rig.path / again, rig.path / "results/a1~0.json")
+    rig.recover("p")
+    check(rig.path, ["a1"])
+    assert not rig.names("results")
+
+
+@pytest.mark.parametrize("end", ["finish", "fail"])
+def test_a_published_record_that_shows_in_results_too_is_one_end(rig, end):
+    state = {"finish": "done", "fail": "failed"}[end]
+    rig.put("a1", 1)
+    held = rig.claim("a1.json", "p.1.0")
+    os.link(rig.path / "claimed/p.1.0/a1.json", rig.path / "pending/.kept")
+    getattr(rig, end)(held, owner="p.1.0")
+    (rig.path / "claimed/p.1.0").mkdir(exist_ok=True)
+    os.rename(rig.path / "pending/.kept", rig.path / f"{state}/.a1.json.won")
+    os.link(rig.path / f"{state}/.a1.json.won", rig.path / "claimed/p.1.0/a1.json")
+    os.link(rig.path / f"{state}/a1.json", rig.path / "results/a1~0.json")
+    rig.recover("p")
+    check(rig.path, ["a1"], may_fail=["a1"], drained=True)
+
+
+def test_what_asks_for_something_else_than_the_record_of_its_id_stays(rig):
+    rig.put("a1", 1)
+    rig.finish(rig.claim("a1.json"))
+    for file in ("a1.json", "a1~1x0.json"):
+        (rig.path / "pending" / file).write_bytes(b'{"payload":2}')
+    assert not rig.recover("p").dropped
+    assert rig.names("pending") == ["a1.json", "a1~1x0.json"]
 
 
 # -- what is old --------------------------------------------------------------------------------------------------------------
