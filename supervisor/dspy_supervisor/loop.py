@@ -365,6 +365,8 @@ class Supervisor:
             log.info("failed", task=file, klass=pool.name, cause=report.text)
         elif kind is Kind.RETRIED:
             log.info("retried", task=file, klass=pool.name, cause=report.text)
+        elif kind is Kind.GONE and report.run_s:
+            log.warning("result_void", task=file, klass=pool.name, means="its claim was taken while it ran")
         elif kind is Kind.RETURNED:
             if report.text:
                 self.intake.held[file] = (pool.name, report.text)
