@@ -7,6 +7,7 @@ supervisor that leaks, which must be found; exit code 1 where it is not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -81,10 +82,9 @@ def run(folder: Path, minutes: float, rate: float, seed: int, leak: str = "") ->
             time.sleep(max(0.0, at["put"] - time.monotonic()))
         growths = watch.growths(FLAT_AFTER * minutes * 60)
         until(lambda: load.account() or not load.accepted, "all that was accepted has ended", 120.0)
-        drift = _drift(port)
-        depth = {
-            name: len(list((supervisor.queue / name).rglob("*.json"))) for name in ("pending", "delayed", "claimed")
-        }
+        with contextlib.suppress(AssertionError):  # what is no task is set aside after a grace; else it is reported
+            until(lambda: not any(_depth(supervisor.queue).values()), "nothing is left in the queue", 60.0)
+        drift, depth = _drift(port), _depth(supervisor.queue)
         load.close()
         code = supervisor.stop()
     return {
@@ -108,6 +108,10 @@ def _clear(supervisor: Supervised) -> None:
     command = [sys.executable, "-m", "dspy_supervisor", "queue", "gc", "--older-than", f"{KEPT_S}s"]
     states = [word for state in ("done", "failed", "quarantine") for word in ("--state", state)]
     subprocess.run([*command, *states, "--queue-dir", str(supervisor.queue)], check=True, stdout=subprocess.DEVNULL)
+
+
+def _depth(queue: Path) -> dict[str, int]:
+    return {name: len(list((queue / name).rglob("*.json"))) for name in ("pending", "delayed", "claimed")}
 
 
 def _drift(port: int) -> float:
