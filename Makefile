@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 PYTHONS ?= python3.11 python3.12 python3.13
 SOURCES = pyproject.toml setup.py $(wildcard fastpath/dspy_fastpath/*.p*)
 
-.PHONY: demo test lint docs wheels faults slurm-faults cloud guest bench compare sanitize fuzz release soak model clean
+.PHONY: demo test lint docs wheels faults slurm-faults cloud guest bench compare sanitize fuzz release soak model hosts power-cut clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python docs/demo/demo.py
@@ -53,6 +53,7 @@ compare: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.compare --quick
 
 fuzz: $(VENV)/.ready-dev
+	$(BIN)/python -m tests.fastpath.fuzz_planted
 	$(BIN)/python -m tests.fastpath.fuzz_envelope --count 1000000
 
 sanitize: $(VENV)/.ready-dev
@@ -81,9 +82,18 @@ soak: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.rigs.soak --plant all
 	$(BIN)/python -m tests.rigs.soak --minutes 60
 
+# The power is cut at block writes of ext4, btrfs and xfs, and planted bugs must be found: needs root and /dev/fuse.
+power-cut: $(VENV)/.ready-dev
+	$(BIN)/python -m tests.rigs.powercut
+
 # The protocol of claims, gone through state by state, and planted bugs that must be found: four minutes; needs spin.
 model:
 	$(PYTHON) -m tests.model
+
+# Two hosts on one network filesystem: cut connections, lost replies, clocks apart. Needs root, sshfs, sshd and gcc.
+hosts: $(VENV)/.ready-dev
+	$(BIN)/python -m tests.rigs.hosts
+	$(BIN)/python -m tests.rigs.hosts --planted
 
 clean:
 	rm -rf build dist .demo *.egg-info supervisor/*.egg-info $(VENV)
