@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 PYTHONS ?= python3.11 python3.12 python3.13
 SOURCES = pyproject.toml setup.py $(wildcard fastpath/dspy_fastpath/*.p*)
 
-.PHONY: demo test lint docs wheels faults slurm-faults cloud guest bench compare sanitize fuzz release soak model hosts power-cut clean
+.PHONY: demo test lint docs wheels faults slurm-faults cloud guest bench compare sanitize fuzz release soak model hosts disks power-cut clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python docs/demo/demo.py
@@ -89,6 +89,11 @@ power-cut: $(VENV)/.ready-dev
 # The protocol of claims, gone through state by state, and planted bugs that must be found: four minutes; needs spin.
 model:
 	$(PYTHON) -m tests.model
+
+# A filesystem that is full, over its quota, read-only, dead: needs root and mkfs.btrfs.
+disks: $(VENV)/.ready-dev
+	$(BIN)/python -m tests.rigs.disks
+	$(BIN)/python -m tests.rigs.disks --planted
 
 # Two hosts on one network filesystem: cut connections, lost replies, clocks apart. Needs root, sshfs, sshd and gcc.
 hosts: $(VENV)/.ready-dev
