@@ -26,6 +26,8 @@ SILENT = frozenset({"aufs", "ecryptfs", "overlay"})
 LOCAL_FUSE = frozenset(
     {"fuseblk", "fuse.bindfs", "fuse.encfs", "fuse.fuse-overlayfs", "fuse.gocryptfs", "fuse.lxcfs", "fuse.ntfs-3g"}
 )
+#: Types on which a rename between two folders reaches the disk whole, as one step of a journal, or not at all; btrfs tears it.
+WHOLE_RENAMES = frozenset({"ext3", "ext4", "tmpfs", "xfs"})
 
 UNKNOWN = "unknown"
 
@@ -39,6 +41,11 @@ class Filesystem(NamedTuple):
     events: bool  #: inotify tells of every change; where False only looking does
     mount_point: str = ""
     read_only: bool = False
+
+    @property
+    def tears_renames(self) -> bool:
+        """Whether a power cut may leave a file under the old and the new name of a rename between two folders."""
+        return self.name not in WHOLE_RENAMES
 
 
 def filesystem(path: str | os.PathLike[str] | int) -> Filesystem:

@@ -53,7 +53,7 @@ from .record import Claim
 from .recorder import PERIOD_S, Recorder
 from .recovery import clear_old
 from .requests import requests
-from .runtime import make_runtime_folder, was_here_since_boot
+from .runtime import make_runtime_folder
 from .settle import recover, settle_death
 from .sidecar import Sidecar
 from .sweeper import Sweeper
@@ -94,7 +94,6 @@ class Supervisor:
         self.ungrouped = "not looked for yet"  #: why there are none
         kept = self._kept_page() if before is not None else None
         self._same_page = kept is not None
-        self.first_since_boot = not was_here_since_boot(self.page_path)
         self.page = kept or self._new_page()
         budget.configure(self.page, config.llm_budgets)
         used = {worker.slot for worker in before.workers} if before is not None else set()
@@ -164,6 +163,11 @@ class Supervisor:
     def page_path(self) -> Path:
         """Where the shared page lies."""
         return self._stem.with_name(self._stem.name + ".page")
+
+    @property
+    def boot_note(self) -> Path:
+        """Where it is noted in which run of the kernel the queue was recovered last."""
+        return self._stem.with_name(self._stem.name + ".boot")
 
     def _new_page(self) -> Page:
         spent = budget.saved(self.page_path)  # by the run before

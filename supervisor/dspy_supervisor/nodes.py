@@ -32,6 +32,7 @@ from dspy_fastpath.ids import uuid7
 from .errors import AlreadyRunning
 from .jobbook import is_carried
 from .layout import Layout, list_folder, read_json, replace_json
+from .runtime import boot_id
 
 _SUFFIX = ".hb"
 _LEAST_PERIODS = 10  # a node that is slow to beat is not dead: never judge by fewer missed beats than this
@@ -146,7 +147,7 @@ class Presence:
         beat = {
             "node": self.node,
             "counter": self._counter,
-            "boot_id": _read_line("/proc/sys/kernel/random/boot_id"),
+            "boot_id": boot_id(),
             "machine_id": _read_line("/etc/machine-id"),
             "lock": {"file": self.lock_path.name, "device": status.st_dev, "inode": status.st_ino},
             "pid": os.getpid(),
@@ -233,7 +234,7 @@ class Observer:
 
     def _dead_by_lock(self, beat: dict[str, Any]) -> bool | None:
         """Whether the node's lock tells that it is dead, or None where the lock tells nothing here."""
-        if beat.get("boot_id") != _read_line("/proc/sys/kernel/random/boot_id"):
+        if beat.get("boot_id") != boot_id():
             same_machine = beat.get("machine_id") and beat.get("machine_id") == _read_line("/etc/machine-id")
             return True if same_machine and not self.layout.filesystem.network else None
         lock = beat.get("lock")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from pathlib import Path
 
 from .errors import QueueUnsafe
@@ -25,9 +24,22 @@ def make_runtime_folder(folder: Path) -> None:
         )
 
 
-def was_here_since_boot(page: Path) -> bool:
-    """Whether a supervisor had its queue since this machine was started, by the page that it left."""
+def is_first_since_boot(note: Path) -> bool:
+    """Whether no supervisor has recovered its queue since this machine was started, by the note that it leaves."""
     try:
-        return page.stat().st_mtime >= time.time() - time.monotonic()
+        return note.read_text() != boot_id()
+    except (OSError, UnicodeDecodeError):
+        return True
+
+
+def note_boot(note: Path) -> None:
+    """Leave the note that a queue was recovered since this machine was started. Raises OSError."""
+    note.write_text(boot_id())
+
+
+def boot_id() -> str:
+    """Return the random name of this run of the kernel; "" where it isn't to be had."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return False
+        return ""

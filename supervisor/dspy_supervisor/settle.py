@@ -24,6 +24,7 @@ from .nodes import node_of
 from .record import Claim, Run
 from .recovery import Recovered, settle_commit, settle_commits, take_from_dead
 from .retry import FINAL, Verdict, budget_of, decide
+from .runtime import is_first_since_boot, note_boot
 from .task import Cause, TaskName, WorkloadClass
 from .taskqueue import Unusable, past_causes
 from .tears import is_further
@@ -47,9 +48,13 @@ def recover(supervisor: Supervisor, *, anew: bool = False) -> None:
     if dead:
         proctree.kill_marked(dead)  # what their tasks started must not run on beside the next attempt
     result = Recovered()
-    settle_commits(supervisor.queue, result, alone=others == dead, torn=anew or supervisor.first_since_boot)
+    # After a power cut, or where the folder is another one, what is left may be torn.
+    torn = anew or is_first_since_boot(supervisor.boot_note)
+    torn = torn and supervisor.layout.filesystem.tears_renames
+    settle_commits(supervisor.queue, result, alone=others == dead, torn=torn)
     _take(supervisor, dead | {observer.me} if anew else dead, result)
     supervisor.alive = others - dead
+    note_boot(supervisor.boot_note)
     if result:
         log.info(
             "recovered",

@@ -63,3 +63,10 @@ def test_without_a_mount_table_nothing_is_promised(tmp_path, monkeypatch):
 def test_a_fifo_does_not_block_the_question(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert filesystem(tmp_path / "pipe").name == filesystem(tmp_path).name
+
+
+@pytest.mark.parametrize(
+    ("name", "tears"), [("ext4", False), ("xfs", False), ("btrfs", True), ("nfs4", True), ("?", True)]
+)
+def test_only_where_a_rename_is_one_step_of_a_journal_is_none_torn(name, tears):
+    assert classify(name).tears_renames is tears

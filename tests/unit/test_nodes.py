@@ -124,7 +124,8 @@ def test_a_lock_that_only_looks_like_the_nodes_says_nothing(rig, locks, observer
 
 def test_a_node_from_before_the_last_boot_is_dead_on_a_local_disk_only(rig, locks, observer, monkeypatch):
     machine = nodes._read_line("/etc/machine-id") or "some-machine"
-    monkeypatch.setattr(nodes, "_read_line", lambda path: machine if "machine" in path else "this-boot")
+    monkeypatch.setattr(nodes, "_read_line", lambda _: machine)
+    monkeypatch.setattr(nodes, "boot_id", lambda: "this-boot")
     beat(rig, "old", boot_id="boot before", machine_id=machine)
     beat(rig, "cloned", boot_id="boot before", machine_id="")
     beat(rig, "other", boot_id="boot before", machine_id="another machine")
