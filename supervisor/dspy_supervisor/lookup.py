@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -14,7 +15,7 @@ from dspy_fastpath.envelope import EnvelopeError, Fields, scan
 
 from .layout import Layout, list_folder, read_json, walk_folder
 from .task import State, TaskName, is_task_id
-from .taskqueue import DEEPEST, MOST_EXTRAS, exists, parse_delayed, won_file
+from .taskqueue import DEEPEST, LARGEST_RECORD, MOST_EXTRAS, exists, parse_delayed, won_file
 
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PROBED = 4  # attempts looked for by name where no note of an earlier one was written, as on a full disk
@@ -123,20 +124,28 @@ def read_found(layout: Layout, found: Found) -> Content | None:
         return None
 
 
-def read_content(layout: Layout, found: Found) -> Content | None:
-    """Read the task's file; None where it moved on. Raises Refused or EnvelopeError for what is no task."""
-    descriptor = found.folder
+def read_content(layout: Layout, found: Found, most_bytes: int = LARGEST_RECORD) -> Content | None:
+    """Read the task's file; None where it moved on. Raises Refused or EnvelopeError for what is no task, and OSError."""
     try:
-        if descriptor is None:
-            descriptor = os.open(found.owner or "", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layout.claimed)
-        try:
-            data = read(descriptor, found.file.encode(), 1 << 40, ()).data
-        finally:
-            if found.folder is None:
-                os.close(descriptor)
+        with folder_of(layout, found) as folder:
+            data = read(folder, found.file.encode(), most_bytes, ()).data
     except FileNotFoundError:
         return None
     return Content(data, scan(data, DEEPEST, MOST_EXTRAS))
+
+
+@contextlib.contextmanager
+def folder_of(layout: Layout, found: Found) -> Iterator[int]:
+    """Yield the open folder that holds the file. Raises OSError."""
+    if found.folder is not None:
+        yield found.folder
+        return
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(found.owner or "", flags, dir_fd=layout.claimed)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def read_record(layout: Layout, task_id: str) -> dict[str, Any] | None:
@@ -212,7 +221,7 @@ def _names(layout: Layout, task_id: str, owner: str) -> Iterator[TaskName]:
 def _claims(layout: Layout, owner: str) -> list[str]:
     try:
         descriptor = os.open(owner, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=layout.claimed)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # a stranger's
         return []
     try:
         return list_folder(descriptor)

@@ -42,6 +42,8 @@ UNKNOWN = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 _SETTLE_TRIES = 3
 #: what a record may hold more than an envelope: a result as deep as there are any, and our own keys beside the producer's
 DEEPEST, MOST_EXTRAS = 1024, 1024
+#: bytes: more than a task and a result of the most that settings allow (4 GiB each); a larger file is none of ours
+LARGEST_RECORD = 1 << 34
 _LAST_DUE = 253402300799.0  # epoch seconds, the end of the year 9999
 
 
@@ -64,6 +66,7 @@ class TaskQueue:
         self.max_bytes = max_bytes  #: largest task, bytes
         self.max_depth = max_depth  #: deepest nesting of a task's JSON
         self.fenced = 0  #: completions that were refused, since the claim had been taken meanwhile
+        self._committed: Claim | None = None  # what was committed last, until it is published
 
     # -- owners ---------------------------------------------------------------------------------------------------------
 
@@ -150,7 +153,7 @@ class TaskQueue:
         except OSError:
             return None
         try:
-            return read(folder, _second_record(name).encode(), 1 << 40, self.layout.owners).data
+            return read(folder, _second_record(name).encode(), LARGEST_RECORD, self.layout.owners).data
         except (FileNotFoundError, Refused):
             return None
         finally:
@@ -288,6 +291,8 @@ class TaskQueue:
     def _complete(self, held: Claim, owner_folder: int, record: bytes, target: int) -> bool:
         layout = self.layout
         result = held.name.result_file.encode()
+        if self._committed is held:  # by a try that met an error after it
+            return self._publish_again(held, owner_folder, record, target)
         try:
             write_new(layout.results, result, record, layout.syncs)
         except FileExistsError:
@@ -310,11 +315,18 @@ class TaskQueue:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(result, dir_fd=layout.results)
             return False
+        self._committed = held
+        return self._publish_again(held, owner_folder, record, target)
+
+    def _publish_again(self, held: Claim, owner_folder: int, record: bytes, target: int) -> bool:
+        """Publish what this process has committed, for as often as it takes."""
         try:
-            return self._conclude(held.name, target, owner_folder)
+            published = self._conclude(held.name, target, owner_folder)
         except FileNotFoundError:  # cleared away as an orphan: we were frozen for a day, between two calls
-            write_new(layout.results, result, record, layout.syncs)
-            return self._conclude(held.name, target, owner_folder)
+            write_new(self.layout.results, held.name.result_file.encode(), record, self.layout.syncs)
+            published = self._conclude(held.name, target, owner_folder)
+        self._committed = None
+        return published
 
     def _conclude(self, name: TaskName, target: int, owner_folder: int) -> bool:
         """Publish what is committed, and forget the commit; False where the id has another record already."""
@@ -455,7 +467,7 @@ def identity(folder: int, file: str) -> tuple[int, int] | None:
 def is_record_of(folder: int, file: str, envelope: bytes, fields: Fields) -> bool:
     """Whether folder/file is a record, or an envelope, of the same content."""
     try:
-        found = read(folder, file.encode(), 1 << 40, ()).data
+        found = read(folder, file.encode(), LARGEST_RECORD, ()).data
         return same_task(envelope, fields, found, scan(found, DEEPEST, MOST_EXTRAS))
     except (FileNotFoundError, Refused, EnvelopeError):
         return False
