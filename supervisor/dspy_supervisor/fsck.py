@@ -1,7 +1,8 @@
 """Whether a queue is as it should be, what it means where it isn't, and putting that right.
 
 Nothing is ever deleted that could be the only copy of something: what does not belong is moved to quarantine/, with the
-reason. Looking disturbs nobody; mending is done under the supervisor's own lock, so where one runs it does it itself.
+reason, and of two names of one file one goes. Looking disturbs nobody; mending is done under the supervisor's own lock, so
+where one runs it does it itself.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from .retry import budget_of
 from .runtime import make_runtime_folder
 from .task import State, TaskName
 from .taskqueue import TaskQueue, exists, parse_delayed, parse_won
+from .tears import drop_names_as_records
 from .undertaker import Undertaker
 
 _DEEP = 1024  # nesting of a record: its task's and its result's are bounded elsewhere
@@ -134,7 +136,12 @@ def _dead(config: Config, queue: TaskQueue, presence: Presence | None) -> Iterat
     ]
     if presence is not None:
         result = Recovered()
-        settle_commits(queue, result, alone=others == dead, torn=True)
+        # Or `_second_names` takes them for records; what else a power cut tore, it finds itself.
+        if others == dead and (dropped := drop_names_as_records(layout)):
+            yield Problem(
+                "failed", f"{dropped} second names, as records, of tasks that wait again", "removed", mended=True
+            )
+        settle_commits(queue, result, alone=others == dead)
         undertaker = Undertaker(queue, presence)
         budget = budget_of(config, config.classes["cpu_short"])
         claims = claims_of(layout, dead)

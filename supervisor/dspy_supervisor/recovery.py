@@ -29,12 +29,13 @@ from .layout import Layout, list_folder, walk_folder
 from .retry import Budget, decide
 from .task import Cause, State, TaskName
 from .taskqueue import (
+    LARGEST_RECORD,
     TaskQueue,
     exists,
     past_causes,
     won_file,
 )
-from .tears import commits, drop_second_names, drop_superseded, is_further
+from .tears import commits, drop_names_as_records, drop_second_names, is_further, set_superseded_aside
 from .undertaker import Undertaker
 
 TEMPORARY_AGE_S = 36 * 3600.0  #: a producer may be slow, or asleep for a night
@@ -66,7 +67,8 @@ def settle_commits(queue: TaskQueue, result: Recovered, *, alone: bool, torn: bo
     if alone:
         result.dropped += drop_second_names(layout)
     if alone and torn:
-        result.dropped += drop_superseded(layout)
+        result.dropped += drop_names_as_records(layout)
+        result.quarantined += set_superseded_aside(queue)
     for target in (layout.done, layout.failed):
         for name in commits(target):
             published = False
@@ -173,7 +175,7 @@ def _take(undertaker: Undertaker, file: str, folder: int, budget: Budget, result
         kept = queue.quarantine(folder, file, "a name in a claim folder that is no task's")
         result.quarantined += kept is not None
         return
-    if is_further(queue.layout, name, folder):
+    if is_further(queue, name, folder):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(file, dir_fd=folder)
             result.dropped += 1
@@ -202,7 +204,7 @@ def _run_again(layout: Layout, name: TaskName, target: int) -> bool:
 def _is_record(layout: Layout, file: str, name: TaskName) -> bool:
     """Whether results/FILE is a whole record of this task, however deep the result in it."""
     try:
-        record = orjson.loads(read(layout.results, file.encode(), 1 << 40, ()).data)
+        record = orjson.loads(read(layout.results, file.encode(), LARGEST_RECORD, ()).data)
     except (FileNotFoundError, Refused, ValueError):
         return False
     return isinstance(record, dict) and record.get("task_id") == name.id

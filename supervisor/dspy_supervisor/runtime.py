@@ -1,6 +1,6 @@
 """The runtime folder: lock, control socket and shared page of the supervisors of one user on this host.
 
-These belong to the host and are gone after a reboot; nothing of them lies in the queue, which other hosts may share.
+These belong to the host, and most are gone after a reboot; nothing of them lies in the queue, which other hosts may share.
 """
 
 from __future__ import annotations

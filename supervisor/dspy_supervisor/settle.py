@@ -99,7 +99,7 @@ def settle_death(supervisor: Supervisor, pool: Pool, worker: Worker, death: Deat
             name = TaskName.parse(file)
             if name is None:
                 queue.quarantine(folder, file, "a name in a claim folder that is no task's")
-            elif is_further(queue.layout, name, folder):
+            elif is_further(queue, name, folder):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(file, dir_fd=folder)
             else:

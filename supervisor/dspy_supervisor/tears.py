@@ -6,8 +6,9 @@ is another file of the same task: its record, or the record that was let loose a
 
 - Of two names of one file the furthest stays: done > failed > higher attempt > claimed > pending. A record that was let loose
   again is the earlier name of the file that waits.
-- Of two files of one task, which ask for the very same, the record stays, or the higher attempt.
-- What asks for something else is a stranger's: it stays, to be refused by name.
+- Of two files of one task, which ask for the very same, the record stays, or the higher attempt; the other is set aside in
+  quarantine/, since it may also be another producer's, that asks again.
+- What asks for something else is a stranger's: it stays, to be refused by name. So does what can't be read.
 """
 
 from __future__ import annotations
@@ -17,32 +18,51 @@ import os
 from collections.abc import Iterator, Mapping
 from itertools import chain
 
-from dspy_fastpath.claim import Refused, read
-from dspy_fastpath.envelope import EnvelopeError, scan
+from dspy_fastpath.claim import Refused
+from dspy_fastpath.envelope import EnvelopeError
 
 from .layout import Layout, list_folder, walk_folder
-from .lookup import Found, files, find, name_of, read_found
+from .lookup import Content, Found, files, find, folder_of, name_of, read_content
 from .record import same_task
 from .task import State, TaskName
-from .taskqueue import DEEPEST, MOST_EXTRAS, exists, identity, is_record_of, parse_won, won_file
+from .taskqueue import (
+    LARGEST_RECORD,
+    TaskQueue,
+    exists,
+    identity,
+    is_record_of,
+    parse_won,
+    won_file,
+)
+
+#: why a file is set aside: what its reason begins with
+BESIDE = "a power cut left it, or it was put again before the next start: it asks for the same as"
 
 _PENDING, _DELAYED, _CLAIMED = 0, 1, 2
 _Rank = tuple[int, int, int]  # how far a name is: committed or not, attempt, where it lies
+_Inode = tuple[int, int]
 
 
 def drop_second_names(layout: Layout) -> int:
     """Leave one name of each task that a power cut left under two: the furthest; return how many went."""
     dropped = _drop_published(layout)
-    for name, rank, folder, file in list(_movers(layout)):
+    groups: dict[tuple[str, _Inode], list[tuple[_Rank, int, str]]] = {}
+    for name, rank, folder, file in _movers(layout):
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(file, dir_fd=folder, follow_symlinks=False)
-            if status.st_nlink < 2:
-                continue
-            others = [other for other in _other_names(layout, name.id, status) if other[1:] != (folder, file)]
-            # They all lead to this one file, which stays for as long as the furthest of them does.
-            for _, lesser_folder, lesser in sorted([*others, (rank, folder, file)])[:-1]:
-                os.unlink(lesser, dir_fd=lesser_folder)
-                dropped += 1
+            if status.st_nlink > 1:
+                groups.setdefault((name.id, (status.st_dev, status.st_ino)), []).append((rank, folder, file))
+    doubled = {task_id for task_id, _ in groups}
+    for found in files(layout, State.PENDING) if groups else ():
+        name = name_of(found)
+        if name.id in doubled and (inode := identity(layout.pending, found.file)) is not None:
+            group = groups.get((name.id, inode))
+            if group is not None:
+                group.append(((1, name.attempt, _PENDING), layout.pending, found.file))
+    for (_, inode), names in groups.items():
+        # They all lead to this one file, which stays for as long as the furthest of them does.
+        for _, folder, file in sorted(names)[:-1]:
+            dropped += _unlink(folder, file, inode)
     return dropped
 
 
@@ -53,41 +73,59 @@ def _drop_published(layout: Layout) -> int:
         ours = identity(layout.results, file)
         record = f"{file.rpartition('~')[0]}.json"
         if ours is not None and ours in (identity(layout.done, record), identity(layout.failed, record)):
-            os.unlink(file, dir_fd=layout.results)
-            dropped += 1
+            dropped += _unlink(layout.results, file, ours)
     return dropped
 
 
-def drop_superseded(layout: Layout) -> int:
-    """Remove what stands for a task beside what came of it; return how many went. Nobody else may be at work."""
+def _unlink(folder: int, file: str, inode: _Inode) -> bool:
+    """Remove a name that leads to this file."""
+    with contextlib.suppress(FileNotFoundError):  # cleared away meanwhile, by hand
+        if identity(folder, file) == inode:
+            os.unlink(file, dir_fd=folder)
+            return True
+    return False
+
+
+def drop_names_as_records(layout: Layout) -> int:
+    """Remove the names as a record of files that wait as tasks again; return how many went."""
+    return sum(_unlink(*_place(layout, record), inode) for record, inode in list(_let_loose(layout, _furthest(layout))))
+
+
+def set_superseded_aside(queue: TaskQueue) -> int:
+    """Move to quarantine/ what stands beside what came of it, and asks for the same; return how many went.
+
+    After `drop_names_as_records`: what is a record in name alone would else be taken for one.
+    """
+    aside = _set_aside(queue, _tried_before(queue, _furthest(queue.layout)))
+    return aside + _set_aside(queue, _ended(queue))
+
+
+def _furthest(layout: Layout) -> dict[str, Found]:
+    """Return the highest attempt of each task that waits again, where anything else of the task is there."""
     furthest: dict[str, Found] = {}
-    for found in _all_of(layout, State.PENDING, State.DELAYED, State.CLAIMED, part="~"):
+    tried = _tried(layout)
+    for found in _all_of(layout, State.PENDING, State.DELAYED, State.CLAIMED, part="~") if tried else ():
         name = name_of(found)
-        if name.id not in furthest or name_of(furthest[name.id]).attempt < name.attempt:
+        if name.id in tried and (name.id not in furthest or name_of(furthest[name.id]).attempt < name.attempt):
             furthest[name.id] = found
-    # In this order: what is a record in name alone would else be taken for one.
-    dropped = _remove(layout, _let_loose(layout, furthest))
-    dropped += _remove(layout, _tried_before(layout, furthest))
-    return dropped + _remove(layout, _ended(layout))
+    return furthest
 
 
-def is_further(layout: Layout, name: TaskName, folder: int) -> bool:
+def is_further(queue: TaskQueue, name: TaskName, folder: int) -> bool:
     """Whether a claim in an open folder is only a second name of a task that is further, or the content of a record."""
+    layout = queue.layout
     try:
         status = os.stat(name.file, dir_fd=folder, follow_symlinks=False)
-        if status.st_nlink > 1 and any(
-            rank > (1, name.attempt, _CLAIMED) for rank, _, _ in _other_names(layout, name.id, status)
-        ):
-            return True
-        record = f"{name.id}.json"
-        ends = [end for end in (layout.done, layout.failed) if exists(end, record)]
-        if not ends:
-            return False
-        data = read(folder, name.file.encode(), 1 << 40, ()).data
-        fields = scan(data, DEEPEST, MOST_EXTRAS)
-    except (FileNotFoundError, Refused, EnvelopeError):
+    except FileNotFoundError:
         return False
-    return any(is_record_of(end, record, data, fields) for end in ends)
+    if status.st_nlink > 1 and any(
+        rank > (1, name.attempt, _CLAIMED) for rank, _, _ in _other_names(layout, name.id, status)
+    ):
+        return True
+    record = f"{name.id}.json"
+    ends = [end for end in (layout.done, layout.failed) if exists(end, record)]
+    content = _read(layout, Found(State.CLAIMED, name.file, folder), queue.max_bytes) if ends else None
+    return content is not None and any(is_record_of(end, record, *content) for end in ends)
 
 
 def _movers(layout: Layout) -> Iterator[tuple[TaskName, _Rank, int, str]]:
@@ -129,18 +167,27 @@ def commits(target: int) -> list[TaskName]:
     return [name for name in map(parse_won, walk_folder(target)) if name is not None]
 
 
-def _let_loose(layout: Layout, furthest: Mapping[str, Found]) -> Iterator[Found]:
+def _tried(layout: Layout) -> set[str]:
+    """Return the ids of which something other than a waiting file is there: of few, where most tasks were never tried."""
+    ids = {_id(file) for folder in (layout.failed, layout.results) for file in walk_folder(folder)}
+    ids |= {name.id for target in (layout.done, layout.failed) for name in commits(target)}
+    return ids | {name_of(found).id for found in _all_of(layout, State.CLAIMED, State.DELAYED)}
+
+
+def _let_loose(layout: Layout, furthest: Mapping[str, Found]) -> Iterator[tuple[Found, _Inode]]:
     """Yield the names as a record of each file that waits as a task again."""
     records = [Found(State.FAILED, f"{task_id}.json", layout.failed) for task_id in furthest]
     results = [Found(State.CLAIMED, file, layout.results) for file in (list_folder(layout.results) if furthest else ())]
     for record in (*records, *results):
         again = furthest.get(_id(record.file))
-        if again is not None and identity(*_place(layout, record)) == identity(*_place(layout, again)):
-            yield record
+        inode = identity(*_place(layout, record))
+        if again is not None and inode is not None and inode == identity(*_place(layout, again)):
+            yield record, inode
 
 
-def _tried_before(layout: Layout, furthest: Mapping[str, Found]) -> Iterator[Found]:
+def _tried_before(queue: TaskQueue, furthest: Mapping[str, Found]) -> Iterator[tuple[Found, TaskName, Found]]:
     """Yield earlier attempts of what waits as a task again. Not those in pending/: it reaches the disk as a whole."""
+    layout = queue.layout
     committed = [
         (name, Found(state, won_file(name), target))
         for state, target in ((State.DONE, layout.done), (State.FAILED, layout.failed))
@@ -149,15 +196,16 @@ def _tried_before(layout: Layout, furthest: Mapping[str, Found]) -> Iterator[Fou
     held = ((name_of(found), found) for found in _all_of(layout, State.CLAIMED, State.DELAYED))
     for name, found in chain(committed, held):
         again = furthest.get(name.id)
-        if again is not None and name_of(again).attempt > name.attempt and _ask_the_same(layout, found, again):
-            yield found
+        if again is not None and name_of(again).attempt > name.attempt and _ask_the_same(queue, found, again):
+            yield found, name, again
 
 
-def _ended(layout: Layout) -> Iterator[Found]:
+def _ended(queue: TaskQueue) -> Iterator[tuple[Found, TaskName, Found]]:
     """Yield what waits of tasks that have a record; of claims `is_further` tells.
 
-    By hashes of ids: a million that wait take two seconds and 80 MB, for a moment.
+    By hashes of ids: a million that wait take two seconds of processor time and 80 MB, for a moment.
     """
+    layout = queue.layout
     waiting = {hash(_id(file)) for file in walk_folder(layout.pending)}
     waiting |= {hash(_id(file.partition(".")[2])) for file in walk_folder(layout.delayed)}
     if not waiting:
@@ -168,9 +216,10 @@ def _ended(layout: Layout) -> Iterator[Found]:
             if file.endswith(".json") and hash(_id(file)) in waiting:
                 records[_id(file)] = Found(state, file, end)
     for found in _all_of(layout, State.PENDING, State.DELAYED) if records else ():
-        record = records.get(name_of(found).id)
-        if record is not None and _ask_the_same(layout, found, record):
-            yield found
+        name = name_of(found)
+        record = records.get(name.id)
+        if record is not None and _ask_the_same(queue, found, record):
+            yield found, name, record
 
 
 def _id(file: str) -> str:
@@ -181,10 +230,19 @@ def _all_of(layout: Layout, *states: State, part: str = "") -> Iterator[Found]:
     return chain.from_iterable(files(layout, state, part=part) for state in states)
 
 
-def _ask_the_same(layout: Layout, a: Found, b: Found) -> bool:
-    """Whether two files of a task, envelopes or records, ask for the same."""
-    first, second = read_found(layout, a), read_found(layout, b)
+def _ask_the_same(queue: TaskQueue, task: Found, other: Found) -> bool:
+    """Whether a task and another file of it, a record perhaps, ask for the same."""
+    first = _read(queue.layout, task, queue.max_bytes)
+    second = _read(queue.layout, other, LARGEST_RECORD) if first is not None else None
     return first is not None and second is not None and same_task(*first, *second)
+
+
+def _read(layout: Layout, found: Found, most_bytes: int) -> Content | None:
+    """Read an envelope or a record; None where it can't be read: whoever meets it next says why."""
+    try:
+        return read_content(layout, found, most_bytes)
+    except (OSError, MemoryError, Refused, EnvelopeError):
+        return None
 
 
 def _place(layout: Layout, found: Found) -> tuple[int, str]:
@@ -192,11 +250,9 @@ def _place(layout: Layout, found: Found) -> tuple[int, str]:
     return (layout.claimed, f"{found.owner}/{found.file}") if found.folder is None else (found.folder, found.file)
 
 
-def _remove(layout: Layout, lesser: Iterator[Found]) -> int:
-    removed = 0
-    for found in list(lesser):
-        folder, file = _place(layout, found)
-        with contextlib.suppress(FileNotFoundError):  # cancelled or cleared away meanwhile, by hand
-            os.unlink(file, dir_fd=folder)
-            removed += 1
-    return removed
+def _set_aside(queue: TaskQueue, lesser: Iterator[tuple[Found, TaskName, Found]]) -> int:
+    aside = 0
+    for found, name, other in list(lesser):
+        with contextlib.suppress(FileNotFoundError), folder_of(queue.layout, found) as folder:
+            aside += queue.quarantine(folder, found.file, f"{BESIDE} {other.state}/{other.file}", name) is not None
+    return aside

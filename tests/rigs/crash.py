@@ -177,6 +177,10 @@ def _mess(scene: Scene) -> None:
     for number in (2, 3):
         write_new(scene.layout.results, f"a{number}~0.json".encode(), done(held[number]), False)
     os.rename("a3.json", ".a3.json.won", src_dir_fd=scene.folder, dst_dir_fd=scene.layout.done)
+    scene.put("b1")  # a power cut left it beside its own record
+    held = scene.claim("b1.json")
+    scene.queue.finish(held, scene.folder, done(held))
+    write_new(scene.layout.pending, b"b1.json", document("b1"), False)
 
 
 def _failed(scene: Scene) -> None:

@@ -320,7 +320,7 @@ PLANTS: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
         "full",
         [(recovery_module, "drop_second_names", lambda _: 0), (recovery_module, "is_further", lambda *_: False)],
     ),
-    "tasks stay beside their records": ("task", [(recovery_module, "drop_superseded", lambda _: 0)]),
+    "tasks stay beside their records": ("task", [(recovery_module, "set_superseded_aside", lambda _: 0)]),
 }
 #: only a filesystem that tears a rename in two shows it
 _ONLY_BTRFS = ("second names stay", "tasks stay beside their records")

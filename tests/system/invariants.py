@@ -10,6 +10,7 @@ from typing import Any
 
 from dspy_supervisor.task import TaskName
 from dspy_supervisor.taskqueue import parse_delayed, parse_won
+from dspy_supervisor.tears import BESIDE
 
 STATES = ("pending", "delayed", "claimed", "done", "failed")
 
@@ -67,7 +68,10 @@ def violations(
             wrong.append(f"I4: {task_id} is still {names[0]}")
         elif names[0].startswith("failed/") and task_id not in may_fail:
             wrong.append(f"I3: {task_id} is condemned: {_error(queue, task_id)}")
-    wrong += [f"I3: quarantine/ holds {path.name}" for path in (queue / "quarantine").glob("*.json")]
+    for path in (queue / "quarantine").glob("*.json"):
+        reason = json.loads(path.with_name(f"{path.name}.reason").read_bytes())["reason"]
+        if not reason.startswith(BESIDE):  # else it is a copy: its task is where I1 finds it
+            wrong.append(f"I3: quarantine/ holds {path.name}: {reason}")
     for state in ("done", "failed"):
         for path in (queue / state).iterdir():
             if path.name.startswith("."):

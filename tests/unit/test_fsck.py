@@ -122,6 +122,24 @@ def test_of_two_names_for_one_task_the_furthest_stays(config, queue):
     assert len([name for name in os.listdir(queue / "quarantine") if not name.endswith(".reason")]) == 2
 
 
+def test_what_a_power_cut_left_beside_a_record_is_set_aside_and_not_deleted(config, queue):
+    for number, name in enumerate(("pending/a1.json", "delayed/000000000005000.a2.json"), 1):
+        (queue / f"done/a{number}.json").write_bytes(record(f"a{number}"))
+        (queue / name).write_bytes(b'{"payload":1}')
+    mended(config, "pending/a1.json", "delayed/000000000005000.a2.json")
+    kept = [path for path in (queue / "quarantine").iterdir() if path.suffix == ".json"]
+    assert [path.read_bytes() for path in kept] == [b'{"payload":1}'] * 2
+
+
+def test_a_task_let_loose_again_keeps_its_name_that_waits(config, queue):
+    (queue / "failed/a1.json").write_bytes(record("a1", "failed"))
+    os.link(queue / "failed/a1.json", queue / "pending/a1~1x0.json")
+    assert "pending/a1~1x0.json" in found(config)
+    assert all(problem.mended for problem in examine(config, repair=True))
+    assert os.listdir(queue / "pending") == ["a1~1x0.json"] and os.listdir(queue / "failed") == []
+    assert found(config) == {}
+
+
 def test_the_claims_of_a_dead_supervisor_are_taken_back(config, queue):
     put(queue, "a1")
     with Layout.open(queue) as layout:

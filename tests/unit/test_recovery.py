@@ -11,7 +11,7 @@ from dspy_supervisor.recovery import Recovered, clear_old, settle_commit, settle
 from dspy_supervisor.retry import Budget
 from dspy_supervisor.task import TaskName
 from dspy_supervisor.taskqueue import delayed_file
-from dspy_supervisor.tears import drop_second_names, is_further
+from dspy_supervisor.tears import BESIDE, drop_second_names, is_further
 
 from tests.queues import Rig, Steps, steps_of
 from tests.system.invariants import check
@@ -83,7 +83,15 @@ def wreck(rig):
     rig.put("twice")
     rig.claim("twice.json", "p.2.0")
     os.link(rig.path / "claimed/p.2.0/twice.json", rig.path / "pending/twice.json")
-    return [f"{letter}{at}" for letter in "ab" for at in range(4)] + ["deep", "spent", "twice"]
+    beside = rig.put("beside")
+    rig.finish(rig.claim("beside.json", "p.1.0"), owner="p.1.0")
+    (rig.path / "pending/beside.json").write_bytes(beside)
+    loose = rig.put("loose")
+    rig.fail(rig.claim("loose.json", "p.1.0"), owner="p.1.0")
+    put_again(rig.layout, "loose")
+    os.link(rig.path / "pending/loose~1x0.json", rig.path / "failed/loose.json")
+    (rig.path / "claimed/p.1.0/loose.json").write_bytes(loose)
+    return [f"{letter}{at}" for letter in "ab" for at in range(4)] + ["deep", "spent", "twice", "beside", "loose"]
 
 
 def snapshot(rig):
@@ -105,7 +113,8 @@ def test_recovery_is_idempotent(tmp_path):
 def check_wreck(rig, accepted):
     for path in (rig.path / "quarantine").glob("[!.]*"):
         why = path if path.suffix == ".reason" else path.with_name(path.name + ".reason")
-        assert orjson.loads(why.read_bytes())["file"] in ("no task", "p.9.9")
+        note = orjson.loads(why.read_bytes())
+        assert note["file"] in ("no task", "p.9.9") or note["reason"].startswith(BESIDE)
     for path in list((rig.path / "quarantine").iterdir()):
         path.unlink()
     check(rig.path, accepted, may_fail=[*(f"b{at}" for at in range(4)), "spent"])
@@ -270,7 +279,7 @@ def test_a_claim_is_dropped_only_for_a_record_of_its_own_content(rig, content):
     folder = rig.owner("p.1.0")
     (rig.path / "claimed/p.1.0/a1.json").write_bytes(content)
     same = content == b'{"payload":1}'
-    assert is_further(rig.layout, TaskName("a1"), folder) is same
+    assert is_further(rig.queue, TaskName("a1"), folder) is same
     result = rig.recover("p")
     assert (result.dropped, result.taken) == (int(same), int(not same))
     assert any(content == kept for kept in rig.tree().values()) is not same
@@ -303,7 +312,9 @@ def test_what_waits_beside_its_own_record_goes(rig, end, place):
     rig.put("a1", 1)
     assert copied(rig, "pending/a1.json", lambda: getattr(rig, end)(rig.claim("a1.json")))
     os.rename(rig.path / "pending/a1.json", rig.path / place)
-    assert rig.recover("p").dropped == 1
+    assert rig.recover("p").quarantined == 1
+    (kept,) = [name for name in rig.names("quarantine") if name.endswith(".reason")]
+    assert f"{'done' if end == 'finish' else 'failed'}/a1.json" in (rig.path / "quarantine" / kept).read_text()
     check(rig.path, ["a1"], may_fail=["a1"], drained=True)
 
 
@@ -349,6 +360,17 @@ def test_a_published_record_that_shows_in_results_too_is_one_end(rig, end):
     os.link(rig.path / f"{state}/a1.json", rig.path / "results/a1~0.json")
     rig.recover("p")
     check(rig.path, ["a1"], may_fail=["a1"], drained=True)
+
+
+def test_what_cannot_be_read_beside_a_record_stays_and_keeps_nobody_from_starting(rig):
+    rig.put("a1", 1)
+    rig.finish(rig.claim("a1.json"))
+    with (rig.path / "pending/a1.json").open("wb") as huge:
+        huge.truncate(1 << 40)
+    os.mkfifo(rig.path / "pending/a1~1x0.json")
+    before = rig.names("pending")
+    assert not rig.recover("p")
+    assert rig.names("pending") == before
 
 
 def test_what_asks_for_something_else_than_the_record_of_its_id_stays(rig):
