@@ -15,6 +15,7 @@ author = "the authors of dspy-supervisor"
 release = version = __version__
 
 extensions = ["myst_parser"]
+smartquotes = False  # an option keeps its two dashes
 exclude_patterns = ["examples", "demo", "makers"]
 html_theme = "furo"
 html_title = f"dspy-supervisor {version}"

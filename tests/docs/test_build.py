@@ -41,3 +41,5 @@ def test_they_build_without_a_warning_and_the_reference_is_whole(tmp_path):
     )
     operations = {f"{method.upper()} {path}" for path, all in document()["paths"].items() for method in all}
     assert operations <= {title.replace("\\", "") for title in titles("http")}
+    settings = (tmp_path / "html/reference/settings.html").read_text()
+    assert "--set max_pending=VALUE" in settings and "\N{EN DASH}set" not in settings, "an option can be copied"
