@@ -117,7 +117,7 @@ class Intake:
         try:
             watcher = Watcher()
             # A folder that is held open tells nothing of its removal; the one above it tells that another took its place.
-            self._root_watch = watcher.add(layout.path)
+            self._root_watch = watcher.add(os.path.realpath(layout.path))  # a watch doesn't follow links
             self._pending_watch = watcher.add(Path(layout.path, "pending"))
             self._delayed_watch = watcher.add(Path(layout.path, "delayed"))
             self.lost = not layout.is_current()  # else what is watched is not what is open

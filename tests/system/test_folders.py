@@ -92,6 +92,16 @@ def test_a_frozen_host_loses_its_tasks_and_its_late_results_are_refused(rig: Rig
     assert not list((rig.queue / "results").iterdir())
 
 
+def test_a_queue_behind_a_link_is_served_with_events(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    rig.queue.symlink_to("real")
+    supervisor = rig.start(settings={"sweep_s": 60})
+    rig.drop("a1")
+    assert rig.record("a1", 10.0)["status"] == "done"  # no sweep comes within this time
+    assert not events(supervisor, "no_events")
+    rig.check()
+
+
 # -- removed, replaced, unmounted -------------------------------------------------------------------------------------
 
 
