@@ -26,7 +26,7 @@ export class Trends {
         { unit: whole, least: 2, words: ([run, limit], why) => `${count(run)} of ${count(limit)}${why ? ` · ${why}` : ""}` },
       ),
       waiting: new Chart("Waiting", [{ name: "waiting", colour: "c-wait", area: true }], {
-        unit: count, least: 4, words: ([pending]) => many(pending, "task"),
+        unit: whole, least: 4, words: ([pending]) => many(pending, "task"),
       }),
       throughput: new Chart(
         "Ended",
