@@ -80,11 +80,15 @@ def read_env_file(path: Path, *, named: bool) -> dict[str, str | None]:
 
 
 def find_toml(named: object, environ: Mapping[str, str], cwd: Path) -> tuple[Path | None, bool]:
-    """Return the TOML file to read, and whether it was named. Raises ConfigError where the named one is missing."""
+    """Return the TOML file to read, and whether it was named. Raises ConfigError where the named one is missing.
+
+    /dev/null is a file without settings: none of those that are looked for is read then.
+    """
     if named:
         path = cwd / Path(str(named)).expanduser()
-        if not path.is_file():
-            raise ConfigError("--config", str(path), "a TOML file")
+        if not path.is_file() and str(path) != os.devnull:
+            why = "that is none" if path.exists() else "there is nothing of this name"
+            raise ConfigError("--config", str(path), f"a TOML file, and {why}")
         return path, True
     own = config_home(environ) / "dspy-supervisor" / "config.toml"
     for path in (cwd / TOML_NAME, own, Path("/etc/dspy-supervisor/config.toml")):

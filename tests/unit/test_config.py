@@ -243,7 +243,7 @@ def test_the_toml_file_is_the_named_one_else_the_first_that_is_found(get, home):
     assert get().files == (here,)
     named = write(home / "x.toml", "total_limit = 3")
     assert get(DSPY_CONFIG=str(named)).config.total_limit == 3
-    with pytest.raises(ConfigError, match=r"--config=.*missing.: expected a TOML file"):
+    with pytest.raises(ConfigError, match=r"--config=.*missing.: expected a TOML file, and there is nothing"):
         get({"config": "missing"})
 
 

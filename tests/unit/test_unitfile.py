@@ -82,6 +82,46 @@ def test_a_machine_without_systemd_is_told_so(monkeypatch, capsys):
     assert "no systemctl here" in capsys.readouterr().err
 
 
+@pytest.fixture
+def install(tmp_path, monkeypatch, capsys):
+    """Call `service` on a machine of its own below tmp_path, as root; returns (exit code, standard output, error)."""
+    for name in [name for name in os.environ if name.startswith(("DSPY_", "ENV_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("os.chown", lambda *_: None)
+
+    def placed(name, *, user, root, config_home):
+        return unit(name, user=user, root=tmp_path, config_home=config_home)
+
+    unit = unitfile.unit
+    monkeypatch.setattr(unitfile, "unit", placed)
+
+    def install(*arguments):
+        code = main(["service", *arguments])
+        return code, *capsys.readouterr()
+
+    return install
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--user"], ["--run-as", "nobody"], ["emb", "--run-as", "nobody"]], ids=["user", "system", "instance"]
+)
+def test_a_service_of_each_kind_is_written_and_its_queue_made(install, tmp_path, arguments, monkeypatch):
+    monkeypatch.setenv("DSPY_RUNTIME_DIR", str(tmp_path / "mine"))  # of the caller, not of the service
+    own = [] if "--user" in arguments else ["--queue-dir", str(tmp_path / "queue")]
+    code, output, error = install("install", *arguments, *own, "--no-start")
+    assert (code, error) == (0, "")
+    wrote = [Path(line.removeprefix("wrote ")) for line in output.splitlines() if line.startswith("wrote ")]
+    assert [path.suffix for path in wrote] == [".toml", ".service", ".conf"]
+    assert all(path.is_file() and path.is_relative_to(tmp_path) for path in wrote)
+    queue = tmp_path / ("queue" if own else "home/.local/state/dspy-supervisor/queue")
+    assert load({"config": str(wrote[0])}).config.queue_dir == queue
+    assert queue.is_dir()
+    assert install("install", *arguments, "--no-start")[0] == 0
+
+
 def test_a_file_is_written_whole_and_only_where_it_changes(tmp_path):
     path = tmp_path / "a" / "x.service"
     assert unitfile.write(path, "1\n", 0o644)

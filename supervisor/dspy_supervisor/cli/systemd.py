@@ -15,7 +15,7 @@ import click
 from .. import unitfile
 from ..config import load
 from ..config_table import MODES
-from ..environment import user_environment
+from ..environment import user_environment, user_home
 from ..errors import ConfigError, NotInstalled, ServiceUnavailable
 from ..unitfile import MAIN, Unit
 from .output import json_option, print_facts, print_json
@@ -69,7 +69,7 @@ def install(
         raise click.UsageError(
             f"--queue-dir and --mode are for new settings: change {one.config}, which is there already"
         )
-    config = load({"config": str(one.config)}).config
+    config = load({"config": str(one.config)}, {"HOME": user_home()}).config  # no variable of ours is the service's
     if not user and str(config.runtime_dir) != (wanted := f"/run/dspy-supervisor/{name}"):
         raise ConfigError(
             "runtime_dir", str(config.runtime_dir), f"{wanted} in {one.config}: systemd makes that folder"
