@@ -6,9 +6,10 @@ one ``page()``, which returns Markdown.
 from functools import partial
 from pathlib import Path
 
-from . import cli, files, http, links, settings, words
+from . import cli, files, http, links, python, settings, words
 
 PAGES = {"cli": cli.page, "settings": settings.page, "files": files.page, "words": words.page, "http": http.page}
+PAGES["python"] = python.page
 PAGES |= {name: partial(links.page, file) for file, name in links.WHOLE.items()}
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import dspy_supervisor
 from dspy_supervisor.cli.manual import entries
 from dspy_supervisor.config_class import CLASS_SETTINGS
 from dspy_supervisor.config_table import SETTINGS
@@ -33,12 +34,14 @@ def test_they_build_without_a_warning_and_the_reference_is_whole(tmp_path):
 
     def titles(name: str) -> set[str]:
         page = (ROOT / "docs/reference" / f"{name}.md").read_text()
-        return set(re.findall(r"^###? (.*)$", page, re.MULTILINE))
+        return set(re.findall(r"^##+ (.*)$", page, re.MULTILINE))
 
     assert {entry.name for entry in entries()} <= titles("cli")
     assert {f"`{name}`" for name in SETTINGS} | {f"`class.CLASS.{name}`" for name in CLASS_SETTINGS} <= titles(
         "settings"
     )
+    names = {f"`{name}`" for name in dspy_supervisor.__all__} - {"`__version__`"}
+    assert names | {"`Queue.submit`", "`Task.keep`", "`TaskFailed`"} <= titles("python")
     operations = {f"{method.upper()} {path}" for path, all in document()["paths"].items() for method in all}
     assert operations <= {title.replace("\\", "") for title in titles("http")}
     settings = (tmp_path / "html/reference/settings.html").read_text()
