@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 PYTHONS ?= python3.11 python3.12 python3.13
 SOURCES = pyproject.toml setup.py $(wildcard fastpath/dspy_fastpath/*.p*)
 
-.PHONY: demo test lint docs wheels faults slurm-faults cloud guest bench compare sanitize fuzz release soak model hosts disks power-cut clean
+.PHONY: demo test lint docs wheels faults slurm-faults cloud guest bench compare sanitize fuzz release soak model hosts disks stateful power-cut clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python docs/demo/demo.py
@@ -94,6 +94,10 @@ model:
 disks: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.rigs.disks
 	$(BIN)/python -m tests.rigs.disks --planted
+
+# Random stories of everything that moves a task, with deaths; then planted bugs.
+stateful: $(VENV)/.ready-dev
+	$(BIN)/python -m tests.rigs.stateful
 
 # Two hosts on one network filesystem: cut connections, lost replies, clocks apart. Needs root, sshfs, sshd and gcc.
 hosts: $(VENV)/.ready-dev
