@@ -26,6 +26,7 @@ from .conftest import Rig, events, workers
 
 RUN = "tests.system.escapee:run"
 ENDS_S = 60.0
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root has them to give")
 REFUSED = ("EACCES", "EPERM", "ENOENT", "EROFS", "ESRCH", "EXDEV", "EAFNOSUPPORT")
 
 
@@ -353,6 +354,43 @@ def test_what_is_let_through_is_reached_and_the_control_socket_is_not(
     assert (shared / "x").read_text() == "s"
 
 
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_no_program_that_a_task_writes_runs_as_its_owner(tmp_path: Path, supervisor: Start, mechanism: str) -> None:
+    rig, shared = Walled(tmp_path, supervisor), tmp_path / "shared"
+    shared.mkdir()
+    rig.start(
+        "--kinds", "command", workers=1, handlers={"cpu_short": RUN}, settings=walls(mechanism, sandbox_write=shared)
+    )
+    code = """
+        import os, shutil, stat
+        paths = [f"{folder}/{name}" for folder in (give, os.getcwd()) for name in ("changed", "opened", "made")]
+        for path in paths:
+            copied, bits = path.endswith("changed"), stat.S_ISUID | stat.S_ISGID | 0o755
+            try:
+                if copied:
+                    shutil.copyfile("/usr/bin/id", path)
+                    os.chmod(path, bits)
+                elif path.endswith("opened"):
+                    os.open(path, os.O_CREAT | os.O_WRONLY, bits)
+                else:
+                    os.mknod(path, stat.S_IFREG | bits)
+            except PermissionError:
+                pass
+        os.close(os.open(f"{give}/plain", os.O_CREAT | os.O_WRONLY, 0o755))
+        out = paths
+    """
+    paths = rig.out(code, give=str(shared))
+    assert (Path(paths[0]).exists(), stat.S_IMODE((shared / "plain").stat().st_mode)) == (True, 0o755)
+    assert [
+        path for path in paths if os.path.exists(path) and os.stat(path).st_mode & (stat.S_ISUID | stat.S_ISGID)
+    ] == []
+    rig.command("sh", "-c", f"install -m 6755 /usr/bin/id {shared}/installed; cp -p $(command -v su) {shared}/su")
+    modes = {path.name: path.stat().st_mode for path in shared.iterdir()}
+    assert [name for name, mode in modes.items() if mode & (stat.S_ISUID | stat.S_ISGID)] == []
+    changed = rig.tries(f"os.chmod('{shared}/changed', 0o750)")
+    assert len(changed) == (mechanism == "namespaces")  # Landlock judges no modes: there they can't be changed at all
+
+
 class Leaky(Warden):
     """One whose walls have a gap."""
 
@@ -364,9 +402,12 @@ class Leaky(Warden):
     [
         ("namespaces", "none", ""),
         ("namespaces", "filter", "make namespaces"),
+        ("namespaces", "filter", "make a set-user-ID program"),
         ("namespaces", "files", "write into another task's /tmp"),
         ("landlock", "files", "read the queue"),
         ("landlock", "privileges", "get privileges from a program"),
+        ("landlock", "privileges", "make a set-user-ID program"),
+        pytest.param("landlock", "privileges", "give a program capabilities", marks=ROOT_ONLY),
         ("landlock", "descriptors", "use a descriptor it was not given"),
     ],
 )

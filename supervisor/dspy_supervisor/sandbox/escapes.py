@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import socket
+import stat
+import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 _PTRACE_SEIZE = 0x4206
 _CLONE_NEWUSER = 0x10000000
+_OPENAT2, _FCHMODAT2 = 437, 452
+_CHMOD, _CREAT, _MKNOD, _OPEN = 90, 85, 133, 2  # of x86_64, where a C library may leave them unused
 
 
 @contextmanager
@@ -58,7 +64,9 @@ def attempt(at: Mapping[str, Any], home: str) -> dict[str, list[str]]:
         ("read another process's environment", Path(f"/proc/{pid}/environ").read_bytes),
         ("reach an abstract socket", lambda: _connect(socket.AF_UNIX, "\0" + str(at["abstract"]))),
         ("reach a socket by its path", lambda: _connect(socket.AF_UNIX, str(at["socket"]))),
-        ("make namespaces", _unshare),
+        ("make a set-user-ID program", lambda: _set_user_id(home)),
+        ("give a program capabilities", lambda: _give_capabilities(home)),
+        ("make namespaces", _unshare),  # where it can, what follows is tried by one with other rights
         ("get privileges from a program", _privileges),
         ("use a descriptor it was not given", _descriptors),
     ]
@@ -120,6 +128,80 @@ def _privileges() -> bool:
         facts = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
     names = ["CapEff", "CapPrm", "CapAmb", *(["CapBnd"] if os.geteuid() == 0 else [])]  # the last only root can empty
     return facts["NoNewPrivs"] != "1" or any(int(facts[name], 16) for name in names)
+
+
+def _set_user_id(home: str) -> bool:
+    """Whether some call makes a file that others would run as its owner or its group."""
+    path, folder = f"{home}/.dspy-probe", os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    name, flags, syscall = os.fsencode(path), os.O_CREAT | os.O_WRONLY, ctypes.CDLL(None).syscall
+
+    def fchmod(mode: int) -> None:
+        with open(path) as file:
+            os.fchmod(file.fileno(), mode)
+
+    def tmpfile(mode: int) -> None:
+        descriptor = os.open(home, os.O_TMPFILE | os.O_WRONLY, mode)
+        try:
+            os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=folder)  # which makes it follow
+        finally:
+            os.close(descriptor)
+
+    changes: list[Callable[[int], object]] = [
+        lambda mode: os.chmod(path, mode),
+        lambda mode: os.chmod(path, mode, dir_fd=folder),
+        lambda mode: syscall(_FCHMODAT2, folder, name, mode, 0),
+        fchmod,
+    ]
+    makes: list[Callable[[int], object]] = [
+        lambda mode: os.close(os.open(path, flags, mode)),
+        lambda mode: os.mknod(path, stat.S_IFREG | mode, dir_fd=folder),
+        lambda mode: _close(syscall(_OPENAT2, folder, name, struct.pack("=QQQ", flags, mode, 0), 24)),
+        tmpfile,
+    ]
+    if platform.machine() == "x86_64":
+        changes.append(lambda mode: syscall(_CHMOD, name, mode))
+        makes.append(lambda mode: _close(syscall(_CREAT, name, mode)))
+        makes.append(lambda mode: _close(syscall(_OPEN, name, flags, mode)))
+        makes.append(lambda mode: syscall(_MKNOD, name, stat.S_IFREG | mode, 0))
+    try:
+        return any(
+            _sets_id(partial(way, bit | 0o755), path, is_there=ways is changes)
+            for ways in (changes, makes)
+            for way in ways
+            for bit in (stat.S_ISUID, stat.S_ISGID)
+        )
+    finally:
+        os.close(folder)
+
+
+def _sets_id(way: Callable[[], object], path: str, *, is_there: bool) -> bool:
+    """Whether this gives the file at path one of the bits; it is to be there beforehand, or made by this."""
+    if is_there:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    try:
+        with suppress(OSError):
+            way()
+        return bool(os.lstat(path).st_mode & (stat.S_ISUID | stat.S_ISGID))
+    except FileNotFoundError:
+        return False
+    finally:
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)
+
+
+def _give_capabilities(home: str) -> None:
+    """Let who runs a file get capabilities (capabilities(7), VFS_CAP_REVISION_2: CAP_SETUID, effective)."""
+    path = Path(home) / ".dspy-probe"
+    path.touch()
+    try:
+        os.setxattr(path, "security.capability", struct.pack("<5I", 0x02000001, 1 << 7, 0, 0, 0))
+    finally:
+        path.unlink()
 
 
 def _descriptors() -> bool:

@@ -1,8 +1,9 @@
 """The filter of system calls for tasks in a sandbox, as a BPF program (seccomp(2)).
 
 What it refuses has no place in a task: other processes' memory, mounts and namespaces, the kernel's own settings, keys, the
-queues and memory that System V and POSIX share by name, and io_uring, which makes calls that no filter sees. The rest is
-let through. A call of another architecture than the process's own ends it: its numbers mean other calls.
+queues and memory that System V and POSIX share by name, and io_uring, which makes calls that no filter sees. No file gets the
+bit that makes others run it as its owner or group: outside, that would be a way to the owner's rights for every user of the
+host. The rest is let through. A call of another architecture than the process's own ends it: its numbers mean other calls.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "keyctl": (250, 219), "mount": (165, 40), "mount_setattr": (442, 442), "move_mount": (429, 429),
     "mq_open": (240, 180), "msgget": (68, 186), "semget": (64, 190), "shmat": (30, 196), "shmget": (29, 194),
     "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "open_tree": (428, 428),
+    "open_tree_attr": (467, 467),
     "perf_event_open": (298, 241), "pidfd_getfd": (438, 438), "pivot_root": (155, 41), "process_madvise": (440, 440),
     "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "ptrace": (101, 117), "quotactl": (179, 60),
     "quotactl_fd": (443, 443), "reboot": (169, 142), "request_key": (249, 218), "setdomainname": (171, 162),
@@ -32,7 +34,8 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
 #: of files outside, and the scheduling of others
 SHARED: dict[str, tuple[int | None, int | None]] = {
     "chmod": (90, None), "chown": (92, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
-    "fchown": (93, 55), "fchownat": (260, 54), "fremovexattr": (199, 16), "fsetxattr": (190, 7), "futimesat": (261, None),
+    "fchown": (93, 55), "fchownat": (260, 54), "file_setattr": (469, 469), "fremovexattr": (199, 16),
+    "fsetxattr": (190, 7), "futimesat": (261, None),
     "ioprio_set": (251, 30), "lchown": (94, None), "lremovexattr": (198, 15), "lsetxattr": (189, 6),
     "migrate_pages": (256, 238), "move_pages": (279, 239),
     "process_mrelease": (448, 448), "removexattr": (197, 14), "removexattrat": (466, 466),
@@ -42,6 +45,16 @@ SHARED: dict[str, tuple[int | None, int | None]] = {
 #: of these the first argument is a process, and 0 means the caller
 _OF_SELF = {"prlimit64": (302, 261), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
             "sched_setparam": (142, 118), "sched_setscheduler": (144, 119)}  # fmt: skip
+#: what gives a file its mode: the call, and which argument that is (inode(7)); mkdir(2) takes no such bits from its caller
+_MODES: dict[str, tuple[tuple[int | None, int | None], int]] = {
+    "chmod": ((90, None), 1), "creat": ((85, None), 1), "fchmod": ((91, 52), 1), "fchmodat": ((268, 53), 2),
+    "fchmodat2": ((452, 452), 2), "mknod": ((133, None), 1), "mknodat": ((259, 33), 2),
+}  # fmt: skip
+#: of these the argument after the flags, where the flags say that a file is made; else it means nothing, and may be anything
+_OPENS: dict[str, tuple[tuple[int | None, int | None], int]] = {"open": ((2, None), 1), "openat": ((257, 56), 2)}
+_SET_ID = 0o6000  # S_ISUID and S_ISGID
+_MAKES = 0o100 | 0o20000000  # O_CREAT and O_TMPFILE's own bit
+_OPENAT2 = (437, 437)
 _UTIMENSAT = (280, 88)
 _CLONE, _CLONE3, _SOCKET, _IOCTL = (56, 220), (435, 435), (41, 198), (16, 29)
 _FAMILIES = (2, 10)  # AF_INET, AF_INET6
@@ -69,34 +82,43 @@ def program(*, network: bool, shared: bool, machine: str = platform.machine()) -
         if number is not None:
             code.extend([(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | why)])
 
-    def judge(number: int, *tests: tuple[int, int, int, int]) -> None:
-        code.append((_EQUAL, 0, len(tests), number))
-        code.extend(tests)
+    def judge(number: int | None, *tests: tuple[int, int, int, int]) -> None:
+        if number is not None:
+            code.append((_EQUAL, 0, len(tests), number))
+            code.extend(tests)
+
+    def argument(number: int) -> tuple[int, int, int, int]:
+        return (_LOAD, 0, 0, _ARGUMENTS + 8 * number)  # its lower half
 
     refused, allowed = (_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
     code += [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, _AUDIT[machine]), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NR)]
     if machine == "x86_64":
         code += [(_ATLEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
+    # What judges an argument ends with a verdict: the number of the call is no longer at hand after an argument was read.
+    for numbers, place in _OPENS.values():  # the most frequent first
+        makes = (argument(place), (_SET, 1, 0, _MAKES), allowed)
+        judge(numbers[column], *makes, argument(place + 1), (_SET, 0, 1, _SET_ID), refused, allowed)
     for numbers in (CALLS | SHARED if shared else CALLS).values():
         refuse(numbers[column])
-    refuse(_CLONE3[column], errno.ENOSYS)  # its flags are out of a filter's sight: the C library takes clone instead
-    # Each of these ends with a verdict, since the number of the call is no longer at hand after an argument was read.
-    judge(_CLONE[column], (_LOAD, 0, 0, _ARGUMENTS), (_SET, 0, 1, _NEW_NAMESPACES), refused, allowed)
+    # What these are asked for is out of a filter's sight: programs take clone and openat instead.
+    refuse(_CLONE3[column], errno.ENOSYS)
+    refuse(_OPENAT2[column], errno.ENOSYS)
+    for numbers, place in _MODES.values():
+        judge(numbers[column], argument(place), (_SET, 0, 1, _SET_ID), refused, allowed)
+    judge(_CLONE[column], argument(0), (_SET, 0, 1, _NEW_NAMESPACES), refused, allowed)
     first, second = _TERMINAL
-    judge(
-        _IOCTL[column], (_LOAD, 0, 0, _ARGUMENTS + 8), (_EQUAL, 1, 0, first), (_EQUAL, 0, 1, second), refused, allowed
-    )
+    judge(_IOCTL[column], argument(1), (_EQUAL, 1, 0, first), (_EQUAL, 0, 1, second), refused, allowed)
     if network:
         inet, inet6 = _FAMILIES
-        family = ((_LOAD, 0, 0, _ARGUMENTS), (_EQUAL, 1, 0, inet), (_EQUAL, 0, 1, inet6), allowed, refused)
+        family = (argument(0), (_EQUAL, 1, 0, inet), (_EQUAL, 0, 1, inet6), allowed, refused)
         judge(_SOCKET[column], *family)
     else:
         refuse(_SOCKET[column], errno.EACCES)
     if shared:
         # The times of an open file, without a path: what can be opened here is the task's, or may be read by it.
-        halves = ((_LOAD, 0, 0, _ARGUMENTS + 8), (_EQUAL, 0, 2, 0), (_LOAD, 0, 0, _ARGUMENTS + 12), (_EQUAL, 1, 0, 0))
+        halves = (argument(1), (_EQUAL, 0, 2, 0), (_LOAD, 0, 0, _ARGUMENTS + 12), (_EQUAL, 1, 0, 0))
         judge(_UTIMENSAT[column], *halves, refused, allowed)
         for numbers in _OF_SELF.values():
-            judge(numbers[column], (_LOAD, 0, 0, _ARGUMENTS), (_EQUAL, 0, 1, 0), allowed, refused)
+            judge(numbers[column], argument(0), (_EQUAL, 0, 1, 0), allowed, refused)
     code.append(allowed)
     return b"".join(struct.pack("=HBBI", *line) for line in code)
