@@ -52,9 +52,13 @@ bench: $(VENV)/.ready-dev
 compare: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.compare --quick
 
+# Mutated envelopes, then ones that grow with what they reach under sanitizers; with planted bugs. Needs clang.
 fuzz: $(VENV)/.ready-dev
+	$(BIN)/pip install -q -e '.[fuzz]'
 	$(BIN)/python -m tests.fastpath.fuzz_planted
 	$(BIN)/python -m tests.fastpath.fuzz_envelope --count 1000000
+	$(BIN)/python -m tests.fastpath.fuzz_guided --planted
+	$(BIN)/python -m tests.fastpath.fuzz_guided
 
 sanitize: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.sanitize

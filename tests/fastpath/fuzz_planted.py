@@ -4,14 +4,14 @@ Exit code 1 where a planted bug is not found, or where the scanner as it is does
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.sanitize.extensions import ROOT, build, check_the_path
+
 COUNT = 300_000
 #: name: what stands in the scanner once, and what is built in its place
 PLANTS = {
@@ -28,33 +28,10 @@ PLANTS = {
 }
 
 
-def build(folder: Path, old: str, new: str) -> None:
-    """Build the scanner alone in a folder, with something else in place of what stands there once."""
-    shutil.copytree(ROOT / "fastpath", folder / "fastpath", ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    (folder / "supervisor" / "dspy_supervisor").mkdir(parents=True)
-    shutil.copy(ROOT / "supervisor/dspy_supervisor/__init__.py", folder / "supervisor/dspy_supervisor")
-    package = folder / "fastpath" / "dspy_fastpath"
-    for path in package.glob("*.pyx"):
-        if path.stem != "envelope":
-            path.unlink()
-    scanner = package / "envelope.pyx"
-    source = scanner.read_text()
-    if old:
-        assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in the scanner: plant another bug"
-        scanner.write_text(source.replace(old, new))
-    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=folder, check=True)
-
-
-def finds(folder: Path) -> str:
-    """Fuzz the scanner of a folder; return what was found, "" for nothing."""
-    environ = {**os.environ, "PYTHONPATH": str(folder / "fastpath")}
-    where = "import dspy_fastpath.envelope as built; print(built.__file__)"
-    place = subprocess.run(
-        [sys.executable, "-c", where], env=environ, cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert place.stdout.startswith(str(folder)), f"{place.stdout} is not what was built"
+def finds(modules: Path) -> str:
+    """Fuzz the scanner that was built; return what was found, "" for nothing."""
+    environ = {**os.environ, "PYTHONPATH": str(modules)}
+    check_the_path(modules, environ)
     command = [sys.executable, "-m", "tests.fastpath.fuzz_envelope", "--count", str(COUNT)]
     run = subprocess.run(command, env=environ, cwd=ROOT, check=False, capture_output=True, text=True)
     assert run.returncode == 0 or "AssertionError" in run.stderr, run.stderr
@@ -66,9 +43,9 @@ def main() -> int:
     bad = 0
     for name, (old, new) in PLANTS.items():
         with tempfile.TemporaryDirectory(prefix="planted.") as folder:
-            build(Path(folder), old, new)
+            modules = build(Path(folder), "envelope", plants={old: new} if old else {})
             begun = time.monotonic()
-            found = finds(Path(folder))
+            found = finds(modules)
             bad += bool(found) == (not old)
             said = f"found: {found.splitlines()[0][:90]}" if found else "nothing found"
             print(f"planted: {name}: {said} ({time.monotonic() - begun:.0f} s)", flush=True)
