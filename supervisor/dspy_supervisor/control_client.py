@@ -22,6 +22,7 @@ from typing import Any
 from .errors import NotRunning, QueueUnsafe, ServiceUnavailable, SupervisorError, WaitTimeout
 
 MAX_ANSWER_BYTES = 64 << 20
+_LONGEST_S = 86400.0  # that is slept at once: the kernel counts milliseconds in an int
 _LONGEST_NAME = 107  # bytes in sockaddr_un.sun_path, without the final NUL
 
 
@@ -98,7 +99,7 @@ def _connected(path: Path, timeout_s: float) -> Iterator[socket.socket]:
         if status.st_mode & stat.S_IWOTH:
             raise QueueUnsafe(f"{path.parent} is writable by others: 'chmod 700 {path.parent}'")
         connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC))
-        connection.settimeout(timeout_s)
+        connection.settimeout(min(timeout_s, _LONGEST_S))
         name = os.fsencode(path)
         if len(name) > _LONGEST_NAME:  # the same file, by a name that fits
             name = f"/proc/self/fd/{folder}/{path.name}".encode()
@@ -118,8 +119,12 @@ def _read_line(connection: socket.socket, deadline: float) -> bytes:
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        connection.settimeout(left)
-        if not (part := connection.recv(1 << 16)):
+        connection.settimeout(min(left, _LONGEST_S))
+        try:
+            part = connection.recv(1 << 16)
+        except TimeoutError:
+            continue
+        if not part:
             break
         parts += part
     return bytes(parts)

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from dspy_supervisor import __version__
 from dspy_supervisor.cli import COMMANDS, main, root
+from dspy_supervisor.layout import Layout
 
 
 @pytest.fixture
@@ -108,6 +111,116 @@ def test_a_reader_that_goes_away_is_no_news(tmp_path):
             assert done.returncode in (141, 1)
     finally:
         os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("submit '{}' --queue-dir queue", 0), ("status", 3), ("status --json", 3), ("--help", 0)]
+)
+def test_a_closed_output_is_as_good_as_none(tmp_path, command, code):
+    with Layout.open(tmp_path / "queue", create=True, durability="none"):
+        pass
+    environ = {**os.environ, "HOME": str(tmp_path), "DSPY_RUNTIME_DIR": str(tmp_path / "run")}
+    for closed in (">&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        shell = f"{sys.executable} -m dspy_supervisor {command} {closed}"
+        done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, cwd=tmp_path, env=environ)
+        assert (done.returncode, done.stdout, done.stderr) == (code, "", ""), closed
+    assert not list((tmp_path / "queue/pending").glob(".*"))
+
+
+def test_an_output_without_room_is_1_in_one_line(tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "dspy_supervisor", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "dspy-supervisor: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--runtime-dir /proc/x", "runtime_dir (flag --runtime-dir)='/proc/x': expected a folder of yours"),
+        ("--runtime-dir /etc/passwd", "runtime_dir (flag --runtime-dir)='/etc/passwd': expected a folder of yours"),
+        ("--log-file /tmp", "log_file (flag --log-file)='/tmp': expected a file that can be written"),
+        ("--queue-dir /proc/foo", "queue_dir (flag --queue-dir)='/proc/foo': expected a folder that can be written"),
+    ],
+)
+def test_a_path_that_cannot_work_is_78_and_names_its_setting(tmp_path, arguments, message):
+    environ = {**os.environ, "HOME": str(tmp_path), "DSPY_RUNTIME_DIR": str(tmp_path / "run"), "ENV_QUEUE_DIR": "queue"}
+    done = python("start", "--burst", *arguments.split(), cwd=tmp_path, env=environ, timeout=60)
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"dspy-supervisor: {message}")
+
+
+def test_a_folder_that_was_removed_under_the_caller_is_told(run, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for command in (["status"], ["submit", "1"], ["task", "list"]):
+        assert run(*command) == (
+            1,
+            "",
+            "dspy-supervisor: the folder you stand in was removed: 'cd' to one that is there\n",
+        )
+
+
+@pytest.fixture
+def lock(run, monkeypatch):
+    """Take a mode from a part of a queue, which root is not held by: its tests are then another user's."""
+    as_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        path = Path(folder, "queue")
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("HOME", folder)
+        monkeypatch.setenv("ENV_QUEUE_DIR", str(path))
+        with Layout.open(path, create=True, durability="none"):
+            pass
+        run("submit", "1")  # what is imported late may lie where another user can't read
+
+        def lock(name, mode):
+            (path / name).chmod(mode)
+            if as_root:
+                for one in (Path(folder), path, *path.iterdir()):
+                    os.chown(one, 65534, -1)
+                os.seteuid(65534)
+            return path
+
+        try:
+            yield lock
+        finally:
+            if as_root:
+                os.seteuid(0)
+            for one in path.iterdir():
+                one.chmod(0o700)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("pending", 0o555), ("done", 0), ("logs", 0)])
+def test_a_folder_of_the_queue_that_is_not_ours_is_named_with_its_mode(run, lock, name, mode):
+    path = lock(name, mode)
+    me = os.geteuid()
+    facts = f"it belongs to user {me} and has mode {mode:04o}; run this as its owner, or let this user in by 'chown' or"
+    code, output, error = run("submit", "1")
+    assert (code, output) == (1, "")
+    assert error == f"dspy-supervisor: {path / name} can't be read and written by user {me}: {facts} 'chmod'\n"
+
+
+def test_an_identity_that_cannot_be_read_is_named_with_its_queue(run, lock):
+    path = lock("queue.json", 0)
+    code, _, error = run("submit", "1")
+    assert (code, error) == (1, f"dspy-supervisor: queue.json, in the queue {path}: Permission denied\n")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "-1", "soon", "31622401"])
+@pytest.mark.parametrize(
+    "option",
+    [f"submit 1 --{name}" for name in ("delay", "timeout", "timeout-wait")]
+    + [f"{command} --timeout-wait" for command in ("stop", "upgrade", "task wait a")]
+    + ["queue stats --limit", "gpu --timeout", "cloud up --hours"],
+)
+def test_a_number_that_no_clock_takes_is_refused_with_what_is_expected(run, option, value):
+    code, output, error = run(*option.split(), value)
+    assert (code, output) == (2, "")
+    line = error.splitlines()[-1]
+    assert line.startswith(f"Error: Invalid value for '{option.split()[-1]}': {value!r}: expected ")
+    assert ("hours from" if "hours" in option else "seconds ") in line
 
 
 def test_ctrl_c_is_130_without_a_traceback(run, monkeypatch):

@@ -122,7 +122,7 @@ def test_the_same_task_again_is_accepted_once_and_another_of_its_id_is_refused(r
         (["{}", "--priority", "101"], 2, "--priority"),
         (["{}", "--timeout", "0"], 2, "--timeout"),
         (["{}", "--resource", "gpus"], 2, "expected NAME=VALUE"),
-        (["{}", "--timeout", "1e9"], 2, "timeout_s"),
+        (["{}", "--timeout", "1e9"], 2, "seconds above 0 and up to 31622400"),
         ([], 2, "either PAYLOAD or --jsonl"),
         (["{}", "--jsonl", "x"], 2, "either PAYLOAD or --jsonl"),
         (["--jsonl", "missing.jsonl"], 2, "missing.jsonl"),

@@ -53,6 +53,12 @@ def test_an_answer_may_come_in_pieces(path):
     assert seen == [{"do": "status"}]
 
 
+@pytest.mark.parametrize("timeout_s", [366 * 86400.0, 1e12])
+def test_an_answer_may_be_waited_for_longer_than_the_kernel_counts(path, timeout_s):
+    with listening(path, b'{"ok": true}\n'):
+        assert ask(path, {"do": "status"}, timeout_s) == {"ok": True}
+
+
 def test_a_refusal_carries_the_supervisors_words_and_exit_code(path):
     with (
         listening(path, b'{"ok": false, "error": "no task \'a\'", "exit": 4}\n'),

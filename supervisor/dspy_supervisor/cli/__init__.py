@@ -1,7 +1,8 @@
 """The command line: a group whose commands are imported only when they are called, and its exit codes.
 
 A command returns its exit code, or None for 0; what it raises has its own (errors.py). Without that, 2 is wrong usage,
-130 Ctrl-C, and 141 a reader that went away: such a pipe is no news.
+130 Ctrl-C, and 141 a reader that went away: such a pipe is no news. Who closes a standard stream wants nothing of it, so
+it is /dev/null then.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def root() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line, by default the process's own, and return its exit code."""
+    _open_closed_streams()
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -116,13 +118,37 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _complain(f"{error.filename or 'system'}: {error.strerror or error}")
+        name = "the system" if error.filename is None else os.fsdecode(error.filename)
+        if _is_of_output(error):
+            name = "standard output"
+            _discard_output()
+        _complain(f"{name}: {error.strerror or error}")
         return EXIT_FAILED
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null as each standard stream that was closed: the next file to be opened would get its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115  # for good
 
 
 def _complain(message: str) -> None:
     with contextlib.suppress(BrokenPipeError):
         click.echo(f"{PROGRAM}: {message}", err=True)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether printing failed, as onto a full disk."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_code is click.echo.__code__
 
 
 def _discard_output() -> None:

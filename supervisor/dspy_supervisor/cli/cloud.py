@@ -13,6 +13,7 @@ import click
 from ..config import Config, Loaded
 from ..control_client import ask
 from ..errors import AlreadyRunning, ConfigError, NotRunning, ServiceUnavailable, SupervisorError
+from .number import Number
 from .options import open_queue, with_config, with_whole_config
 from .output import duration, json_option, moment, print_facts, print_json, print_table
 from .service import supervisor_socket
@@ -91,7 +92,7 @@ def _costs(config: Config, document: dict[str, Any], price: float) -> dict[str, 
 
 @cloud.command()
 @click.argument("machines", type=click.IntRange(1, 64), default=1)
-@click.option("--hours", type=click.FloatRange(0.01, 1000), default=_UP_S / 3600, help="Keep them so long, at most.")
+@click.option("--hours", type=Number(0.01, 1000, "hours"), default=_UP_S / 3600, help="Keep them so long, at most.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @with_config
 def up(loaded: Loaded, machines: int, hours: float, yes: bool) -> None:

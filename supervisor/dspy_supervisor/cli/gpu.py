@@ -12,6 +12,7 @@ import click
 from ..config import Config, Loaded
 from ..control_client import ask
 from ..errors import NotRunning, ServiceUnavailable
+from .number import Number
 from .options import with_config
 from .output import duration, json_option, print_facts, print_json, print_table
 from .service import supervisor_socket
@@ -25,7 +26,7 @@ _GIB = 1 << 30
 @click.command()
 @click.option("--here", is_flag=True, help="Ask the driver, even where a supervisor's telemetry runs.")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(0.1, 3600), default=30.0, help="Seconds the driver may take."
+    "--timeout", "timeout_s", type=Number(0.1, 3600, "seconds"), default=30.0, help="Seconds the driver may take."
 )
 @json_option
 @with_config

@@ -12,6 +12,8 @@ import click
 
 from ..config import CLASSES, Loaded, load
 from ..config_table import SETTINGS, variable
+from ..errors import SupervisorError
+from .refused import told
 from .words import assignments
 
 if TYPE_CHECKING:
@@ -57,10 +59,17 @@ def _with(command: Callable[..., Any], names: tuple[str, ...], *, classes: bool)
         for one in workers:
             workload, number = _split(one, "--workers", "CLASS")
             flags[f"class.{_workload(workload, '--workers')}.workers"] = number
-        loaded = load(flags)
+        loaded = _loaded(flags)
         if kinds:  # beside those of the other sources
             loaded = load({**flags, "kind_handlers": {**loaded.config.kind_handlers, **kinds}})
-        return command(*args, loaded=loaded, **more)
+        try:
+            return command(*args, loaded=loaded, **more)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if (refusal := told(error, loaded)) is None:
+                raise
+            raise refusal from error
 
     decorators = [_option(name) for name in names]
     if classes:
@@ -89,6 +98,15 @@ def _with(command: Callable[..., Any], names: tuple[str, ...], *, classes: bool)
     for decorator in reversed(decorators):
         wrapper = decorator(wrapper)
     return wrapper
+
+
+def _loaded(flags: dict[str, object]) -> Loaded:
+    try:
+        return load(flags)
+    except FileNotFoundError as error:
+        if error.filename is not None:
+            raise
+        raise SupervisorError("the folder you stand in was removed: 'cd' to one that is there") from None
 
 
 def _option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

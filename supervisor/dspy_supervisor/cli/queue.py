@@ -7,6 +7,7 @@ import click
 from ..config import CLASSES, Loaded
 from ..control_client import ask
 from ..errors import EXIT_FAILED, EXIT_OK, NotRunning
+from .number import WAIT_S
 from .options import open_queue, with_config
 from .output import json_option, moment, print_facts, print_json, print_table, printable
 from .service import supervisor_socket
@@ -18,9 +19,7 @@ def queue() -> None:
 
 
 @queue.command()
-@click.option(
-    "--limit", "limit_s", type=click.FloatRange(min=0), default=1.0, metavar="S", help="Read so long; default 1."
-)
+@click.option("--limit", "limit_s", type=WAIT_S, default=1.0, metavar="S", help="Read so long; default 1.")
 @json_option
 @with_config
 def stats(loaded: Loaded, limit_s: float, as_json: bool) -> None:

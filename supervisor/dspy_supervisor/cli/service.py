@@ -14,10 +14,12 @@ import click
 from ..config import Config, Loaded
 from ..control_client import ask, find_by_queue, socket_path
 from ..errors import NotRunning, QueueMissing, WaitTimeout
+from .number import WAIT_S
 from .options import with_config, with_whole_config
 from .output import duration, json_option, print_facts, print_json, print_table
 from .past import past, print_past, span
 
+_LONGEST_POLL_S = 86400.0  # the kernel counts milliseconds in an int
 _EXIT_NOT_RUNNING = NotRunning.exit_code
 
 
@@ -56,9 +58,7 @@ def start(loaded: Loaded) -> int:
 
 @click.command()
 @click.option("--now", is_flag=True, help="Do not wait for running tasks: they run again at the next start.")
-@click.option(
-    "--timeout-wait", type=click.FloatRange(min=0), metavar="S", help="Wait so long for the end; 0: not at all."
-)
+@click.option("--timeout-wait", type=WAIT_S, metavar="S", help="Wait so long for the end; 0: not at all.")
 @json_option
 @with_config
 def stop(loaded: Loaded, now: bool, timeout_wait: float | None, as_json: bool) -> None:
@@ -234,11 +234,14 @@ def _ended(process: int, path: Path, allowed_s: float) -> bool:
     """Wait for the end of a process; without its descriptor, for the end of its socket."""
     import select
 
+    deadline = time.monotonic() + allowed_s
     if process >= 0:
         poll = select.poll()
         poll.register(process, select.POLLIN)
-        return bool(poll.poll(allowed_s * 1000))
-    deadline = time.monotonic() + allowed_s
+        while not (ended := poll.poll(min(max(0.0, deadline - time.monotonic()), _LONGEST_POLL_S) * 1000)):
+            if time.monotonic() >= deadline:
+                break
+        return bool(ended)
     while time.monotonic() < deadline:
         try:
             ask(path, {"do": "status"}, 2.0)

@@ -11,6 +11,7 @@ import click
 from ..config import Config, Loaded
 from ..environment import slurm_environment
 from ..errors import EXIT_FAILED, EXIT_OK, EnvelopeInvalid, ServiceUnavailable, SupervisorError, TaskNotFound
+from .number import WAIT_S
 from .options import open_queue, read_input, with_config
 from .output import json_option, moment, print_json, print_table, printable
 
@@ -46,7 +47,7 @@ def slurm() -> None:
     "--kind", metavar="KIND", help="What runs it, where that is not the class's handler: echo, call, command..."
 )
 @click.option("--wait", is_flag=True, help="Wait for the result, and print it.")
-@click.option("--timeout-wait", type=click.FloatRange(min=0), metavar="S", help="Wait so long at most; then 5.")
+@click.option("--timeout-wait", type=WAIT_S, metavar="S", help="Wait so long at most; then 5.")
 @json_option
 @with_config
 def submit(

@@ -13,6 +13,7 @@ import click
 from ..config import CLASSES, Loaded
 from ..environment import trace_context
 from ..errors import EnvelopeInvalid, SupervisorError
+from .number import ATTEMPT_S, DELAY_S, WAIT_S
 from .options import open_queue, read_input, with_config
 from .output import json_option, print_json
 from .words import classes
@@ -41,10 +42,8 @@ _BATCH = 10_000  # tasks that share their syncs
     "--kind", metavar="KIND", help="What runs it, where that is not the class's handler: echo, call, command..."
 )
 @click.option("--priority", type=click.IntRange(-100, 100), metavar="N", help="-100 to 100; more comes first.")
-@click.option("--delay", type=click.FloatRange(min=0), metavar="S", help="Start no sooner than in so many seconds.")
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Limit of an attempt."
-)
+@click.option("--delay", type=DELAY_S, metavar="S", help="Start no sooner than in so many seconds.")
+@click.option("--timeout", "timeout_s", type=ATTEMPT_S, metavar="S", help="Limit of an attempt.")
 @click.option("--max-attempts", type=click.IntRange(1, 1000), metavar="N", help="Attempts before it is failed.")
 @click.option(
     "--resource", "resources", multiple=True, metavar="NAME=VALUE",
@@ -57,7 +56,7 @@ _BATCH = 10_000  # tasks that share their syncs
 )
 @click.option("--traceparent", metavar="TRACE", help="W3C trace context it belongs to; default: that of TRACEPARENT.")
 @click.option("--wait", is_flag=True, help="Wait for the result, and print it.")
-@click.option("--timeout-wait", type=click.FloatRange(min=0), metavar="S", help="Wait so long at most; then 5.")
+@click.option("--timeout-wait", type=WAIT_S, metavar="S", help="Wait so long at most; then 5.")
 @json_option
 @with_config
 def submit(

@@ -14,6 +14,7 @@ from ..config import CLASSES, Loaded
 from ..errors import EXIT_FAILED, EXIT_OK, SupervisorError, TaskNotFound
 from ..task import State
 from .look import copy, described, ended, listed, log_files, short
+from .number import WAIT_S
 from .options import open_queue, with_config
 from .output import duration, json_option, moment, print_facts, print_json, print_table, printable
 from .words import task_ids
@@ -106,7 +107,7 @@ def list_tasks(loaded: Loaded, states: tuple[str, ...], task_class: str | None, 
 
 @task.command()
 @_IDS
-@click.option("--timeout-wait", type=click.FloatRange(min=0), metavar="S", help="Wait so long at most; then 5.")
+@click.option("--timeout-wait", type=WAIT_S, metavar="S", help="Wait so long at most; then 5.")
 @json_option
 @with_config
 def wait(loaded: Loaded, ids: tuple[str, ...], timeout_wait: float | None, as_json: bool) -> int:

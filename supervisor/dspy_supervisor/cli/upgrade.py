@@ -12,6 +12,7 @@ import click
 from ..config import Loaded
 from ..control_client import ask
 from ..errors import ServiceUnavailable, SupervisorError, WaitTimeout
+from .number import WAIT_S
 from .options import with_config
 from .output import json_option, print_json
 from .service import supervisor_socket
@@ -26,7 +27,7 @@ _LOOK_S = 0.1
     type=click.Path(exists=True, dir_okay=False),
     help="The python of another installation, as /opt/new/bin/python; else the one it runs under.",
 )
-@click.option("--timeout-wait", type=click.FloatRange(min=0), default=180.0, metavar="S", help="Wait so long for it.")
+@click.option("--timeout-wait", type=WAIT_S, default=180.0, metavar="S", help="Wait so long for it.")
 @json_option
 @with_config
 def upgrade(loaded: Loaded, python: str | None, timeout_wait: float, as_json: bool) -> None:

@@ -82,6 +82,9 @@ def prepare(
         if not isinstance(delay, int | float) or not (math.isfinite(delay) and 0 <= delay <= MAX_TIMEOUT_S):
             raise EnvelopeInvalid(f"delay {delay!r}", f"seconds from 0 to {MAX_TIMEOUT_S:.0f}")
         delay_s = float(delay)
+    for name, number in (("priority", priority), ("timeout", timeout), ("max_attempts", max_attempts)):
+        if isinstance(number, float) and not math.isfinite(number):  # would be written as null, which says nothing
+            raise EnvelopeInvalid(f"{name} {number!r}", "a number that is finite")
     options: dict[str, Any] = {
         "class": known,
         "kind": kind,
