@@ -86,6 +86,7 @@ class Layout:
         durability: str | None = None,
         bounds: tuple[int, int] | None = None,  # tasks, bytes
         queue_id: str | None = None,  # of a queue that is made; None: a new one
+        usual: str | None = None,  # durability of a queue that is made, where none is asked for; None: the filesystem's
         accept: object = FORMAT,
     ) -> Self:
         """Open the queue in a folder, and with ``create`` make what is missing.
@@ -110,7 +111,7 @@ class Layout:
             if not insecure:
                 check_safe(folder)
             kind = filesystem(folder)
-            identity = _identity(root, folder, create, durability, bounds, queue_id, kind, accept)
+            identity = _identity(root, folder, create, durability, bounds, queue_id, usual, kind, accept)
             for name in FOLDERS:
                 descriptors[name] = _open_folder(root, name, folder, create)
                 if not insecure:
@@ -149,6 +150,16 @@ class Layout:
             raise
         return True
 
+    def id_now(self) -> str:
+        """Return the id that the open folder says it has; "" where that can't be read. Raises OSError."""
+        return str((read_json(self.root, IDENTITY) or {}).get("queue_id") or "")
+
+    def write_identity(self) -> None:
+        """Write queue.json again as it was, where it is gone. Raises OSError."""
+        ours: dict[str, Any] = {"format": FORMAT, "queue_id": self.queue_id, "durability": self.durability}
+        ours["max_pending"], ours["max_pending_bytes"] = self.max_pending, self.max_pending_bytes
+        _publish_identity(self.root, ours)
+
     def close(self) -> None:
         """Close every descriptor; the layout can't be used after that."""
         while self._descriptors:
@@ -159,6 +170,11 @@ class Layout:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def has_lost_identity(folder: Path) -> bool:
+    """Whether a folder was a queue and does not say which any more: what only a supervisor makes is in it."""
+    return not os.path.lexists(folder / IDENTITY) and all((folder / name).is_dir() for name in ("claimed", "results"))
 
 
 def replace_json(folder: int, name: str, value: Mapping[str, Any], *, durable: bool) -> None:
@@ -288,6 +304,7 @@ def _identity(
     durability: str | None,
     bounds: tuple[int, int] | None,
     queue_id: str | None,
+    usual: str | None,
     kind: Filesystem,
     accept: object,
 ) -> dict[str, Any]:
@@ -304,7 +321,7 @@ def _identity(
             raise QueueMissing(
                 f"{path} is no queue (no {IDENTITY}): 'dspy-supervisor start --queue-dir {path}' makes one"
             )
-        default = Durability.NONE if kind.volatile else Durability.TASK
+        default = usual or (Durability.NONE if kind.volatile else Durability.TASK)
         wanted: dict[str, Any] = {
             "format": FORMAT,
             "queue_id": queue_id or uuid7(),

@@ -39,10 +39,10 @@ from .gpu_pool import GpuPool
 from .guard import Guard
 from .handover import Handover, hear_signals
 from .intake import Intake, Keys
-from .layout import Layout
+from .layout import Layout, has_lost_identity
 from .log import configure, log
 from .migration import bring_up_to_date
-from .nodes import Held, Observer, Presence
+from .nodes import Held, Observer, Presence, take_lock
 from .notify import Notifier
 from .orders import Orders
 from .pause import Pause
@@ -68,6 +68,7 @@ _TROUBLE_S = 5.0  # before a class that met an error of ours tries again
 _CLEAR_S = 3600.0
 _LONGEST_S = 60.0  # of a wait for events
 _STEER_S = 5.0  # between two looks at whether the controller still steers
+_UNKNOWN = "queue.json was gone: nobody knows what was chosen before; --durability chooses again"
 _STRAY_S = 1.0  # that the loop waits for a killed process to go
 
 
@@ -86,9 +87,9 @@ class Supervisor:
         if before is None:
             bring_up_to_date(config)
         self.layout = self.open_layout()
-        self._stem = config.runtime_dir / f"{self.layout.queue_id}.{config.instance}"
+        self._stem = self._stem_of(self.layout)
         held = Held(before.node, before.lock, before.beats, before.owners) if before is not None else None
-        self.presence = Presence(self.layout, self._stem.with_name(self._stem.name + ".lock"), held)
+        self.presence = Presence(self.layout, self._beside(".lock"), held)
         self.queue = TaskQueue(self.layout, max_bytes=config.max_task_bytes, max_depth=config.max_depth)
         self.cgroups: Cgroups | None = None
         self.ungrouped = "not looked for yet"  #: why there are none
@@ -157,17 +158,21 @@ class Supervisor:
     @property
     def socket_path(self) -> Path:
         """Where this supervisor listens."""
-        return self._stem.with_name(self._stem.name + ".sock")
+        return self._beside(".sock")
 
     @property
     def page_path(self) -> Path:
         """Where the shared page lies."""
-        return self._stem.with_name(self._stem.name + ".page")
+        return self._beside(".page")
 
     @property
     def boot_note(self) -> Path:
         """Where it is noted in which run of the kernel the queue was recovered last."""
-        return self._stem.with_name(self._stem.name + ".boot")
+        return self._beside(".boot")
+
+    def _beside(self, suffix: str) -> Path:
+        """Return a name in the runtime folder, of this instance on this queue."""
+        return _beside(self._stem, suffix)
 
     def _new_page(self) -> Page:
         spent = budget.saved(self.page_path)  # by the run before
@@ -229,7 +234,8 @@ class Supervisor:
         while not self._is_over():
             self._turn()
         self.settle()
-        self.recorder.write(self.layout)
+        if not self.sweeper.missing:
+            self.recorder.write(self.layout)
         log.info("stopped", exit=self.exit_code)
         return self.exit_code
 
@@ -457,33 +463,65 @@ class Supervisor:
 
     # -- the queue's folders ---------------------------------------------------------------------------------------------
 
-    def open_layout(self, queue_id: str | None = None) -> Layout:
-        """Open the configured queue, and make what is missing of it."""
+    def open_layout(self, before: Layout | None = None) -> Layout:
+        """Open the configured queue, and make what is missing of it, as it was ``before``."""
         config = self.config
-        return Layout.open(
+        has_lost = has_lost_identity(config.queue_dir)
+        layout = Layout.open(
             config.queue_dir,
             create=True,
             insecure=config.insecure,
             durability=config.durability,
             bounds=(config.max_pending, config.max_pending_bytes),
-            queue_id=queue_id,
+            queue_id=before.queue_id if before is not None else None,
+            usual=before.durability if before is not None else None,
         )
+        if has_lost:
+            log.warning("identity_lost", path=str(layout.path), durability=layout.durability, means=_UNKNOWN)
+        return layout
 
-    def move_to(self, layout: Layout) -> None:
-        """Serve these folders instead; nothing is running, and a watch must follow."""
+    def take_lock_of(self, layout: Layout) -> int | None:
+        """Take the lock of a queue of another id than ours; None where we have it. Raises AlreadyRunning."""
+        if layout.queue_id == self.layout.queue_id:
+            return None
+        return take_lock(_beside(self._stem_of(layout), ".lock"), self.presence.node, layout.path)
+
+    def move_to(self, layout: Layout, lock: int | None) -> None:
+        """Serve these folders instead; nothing is running, and a watch must follow.
+
+        ``lock``: of that queue, where it is of another id: then all that is named by the id gets another name.
+        """
         for pool, worker, _ in self.unsettled:
             for file in worker.fed:
                 pool.hosts.lanes.ended(file, time.monotonic())
         self.unsettled.clear()  # what is left of them there, recovery finds
         self._unwatch()
         old, self.layout, self.queue.layout = self.layout, layout, layout
-        self.presence.adopt(layout)
+        if lock is None:
+            self.presence.adopt(layout)
+        else:
+            self._move_names(layout, lock)
         self.undertaker = Undertaker(self.queue, self.presence)
         self.pause = Pause(layout)
         self.compat.close()
         self.compat = self._new_compat()
         self.observer = self._new_observer()
         old.close()
+
+    def _move_names(self, layout: Layout, lock: int) -> None:
+        """Be found, and found to live, by the id of another queue than before."""
+        page, note = self.page_path, self.boot_note
+        self._stem = self._stem_of(layout)
+        self.presence.move(layout, self._beside(".lock"), lock)
+        control = Control(self.reactor, self.socket_path, requests(self))
+        self.control.close()
+        self.control = control
+        with contextlib.suppress(FileNotFoundError):  # a service manager may have emptied the folder
+            page.rename(self.page_path)
+        note.unlink(missing_ok=True)
+
+    def _stem_of(self, layout: Layout) -> Path:
+        return self.config.runtime_dir / f"{layout.queue_id}.{self.config.instance}"
 
     def watch(self) -> None:
         """Watch the queue's folders, and scan them."""
@@ -590,6 +628,11 @@ class Supervisor:
             self.reactor.call_later(period_s, again)
 
         self.reactor.call_later(period_s, again)
+
+
+def _beside(stem: Path, suffix: str) -> Path:
+    """Return a name in the runtime folder: an instance may have a dot in its name."""
+    return stem.with_name(stem.name + suffix)
 
 
 def run(loaded: Loaded, program: Sequence[str] = (), document: int | None = None) -> int:

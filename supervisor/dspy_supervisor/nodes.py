@@ -39,6 +39,52 @@ _LEAST_PERIODS = 10  # a node that is slow to beat is not dead: never judge by f
 _LOCK_TRIES, _LOCK_WAIT_S = 5, 0.01
 
 
+def take_lock(path: Path, node: str, serves: Path) -> int:
+    """Return the descriptor of a lock that this node has taken; whoever closes it gives it up, `release_lock` in order.
+
+    Raises AlreadyRunning while another process of this host has it.
+    """
+    holder = ""
+    for _ in range(_LOCK_TRIES):
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _leads_to(path, lock):
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, f"{os.getpid()} {node}\n".encode(), 0)
+                return lock
+            os.close(lock)  # its last holder removed it after we had opened it: there may be another by now
+        except BlockingIOError:
+            # Held for a moment it may be by an observer that wants to know whether we are dead.
+            holder = os.read(lock, 64).decode(errors="replace").partition(" ")[0]
+            os.close(lock)
+            time.sleep(_LOCK_WAIT_S)
+        except BaseException:
+            os.close(lock)
+            raise
+    raise AlreadyRunning(
+        f"a supervisor (pid {holder or 'unknown'}) of this host serves {serves} already; 'dspy-supervisor "
+        f"stop --queue-dir {serves}' ends it, --instance NAME starts a second one beside it"
+    )
+
+
+def release_lock(path: Path, lock: int) -> None:
+    """Give a lock up, and remove its file while we have it: who takes one looks whether it is still there, `take_lock`."""
+    with contextlib.suppress(OSError):
+        if _leads_to(path, lock):
+            os.unlink(path)
+    os.close(lock)
+
+
+def _leads_to(path: Path, lock: int) -> bool:
+    ours = os.fstat(lock)
+    try:
+        theirs = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+
 def _read_line(path: str) -> str:
     try:
         return Path(path).read_text().strip()
@@ -110,35 +156,26 @@ class Presence:
             self.adopt(layout)
             return
         self.node = uuid7().replace("-", "")[-20:]
-        self._lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        if not self._take_lock():
-            holder = os.read(self._lock, 64).decode(errors="replace").partition(" ")[0]
-            os.close(self._lock)
-            raise AlreadyRunning(
-                f"a supervisor (pid {holder or 'unknown'}) of this host serves {layout.path} already; 'dspy-supervisor "
-                f"stop --queue-dir {layout.path}' ends it, --instance NAME starts a second one beside it"
-            )
+        self._lock = take_lock(lock_path, self.node, layout.path)
         try:
-            os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, f"{os.getpid()} {self.node}\n".encode(), 0)
             self.adopt(layout)
         except BaseException:
-            os.close(self._lock)
+            release_lock(lock_path, self._lock)
             raise
-
-    def _take_lock(self) -> bool:
-        # Held for a moment it may be by an observer that wants to know whether we are dead.
-        for _ in range(_LOCK_TRIES):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            time.sleep(_LOCK_WAIT_S)
-        return False
 
     def adopt(self, layout: Layout) -> None:
         """Announce this node in a queue, also one that was made again."""
         self._layout = layout
         self.beat(durable=layout.syncs)
+
+    def move(self, layout: Layout, lock_path: Path, lock: int) -> None:
+        """Announce this node in a queue of another id, whose lock it has taken, and give up that of the queue before."""
+        before = self.lock_path, self._lock
+        self.lock_path, self._lock = lock_path, lock
+        try:
+            self.adopt(layout)
+        finally:
+            release_lock(*before)
 
     def beat(self, *, durable: bool = False) -> None:
         """Write the heartbeat with its next count. Raises OSError, and then this node must not judge others."""
@@ -176,7 +213,7 @@ class Presence:
         """Leave: remove the heartbeat, release the lock."""
         with contextlib.suppress(OSError):
             os.unlink(self.node + _SUFFIX, dir_fd=self._layout.nodes)
-        os.close(self._lock)
+        release_lock(self.lock_path, self._lock)
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from dspy_supervisor.layout import Layout
 from dspy_supervisor.proctree import look
 from dspy_supervisor.producer import Producer
 
-from ..conftest import until
+from ..conftest import clean_environ, until
 from .conftest import Rig, cpu_s, events, klass, workers
 from .invariants import check, runs
 
@@ -117,6 +118,95 @@ def test_a_folder_that_is_removed_and_made_again_is_served_on(rig: Rig) -> None:
     assert rig.record("a2", 10.0)["status"] == "done"
     assert supervisor.status()["problem"] is None
     rig.check()
+
+
+def command(rig: Rig, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on the rig's queue, found by its folder alone."""
+    where = ("--queue-dir", str(rig.queue), "--runtime-dir", str(rig.folder / "run"))
+    line = [sys.executable, "-m", "dspy_supervisor", *words, *where]
+    return subprocess.run(line, capture_output=True, text=True, cwd=rig.folder, env=clean_environ(rig.folder))
+
+
+def test_while_the_folder_is_gone_status_says_what_is_waited_for(rig: Rig) -> None:
+    supervisor = rig.start(settings=QUICK_SWEEP)
+    shutil.rmtree(rig.queue)
+    until(lambda: events(supervisor, "queue_missing"), "it is missed")
+    told = command(rig, "status").stdout
+    assert f"{rig.queue} was removed, or moved away" in told and f"mkdir -m 700 {rig.queue}" in told
+    rig.queue.mkdir(0o700)
+    rig.drop("a1")
+    assert rig.record("a1")["status"] == "done"
+    assert command(rig, "stop").returncode == 0
+    assert supervisor.wait() == 0
+
+
+@pytest.mark.parametrize("sweep_s", [0.3, 2.0], ids=["missed first", "replaced at once"])
+def test_of_two_supervisors_of_a_name_the_one_whose_folder_was_removed_ends(rig: Rig, sweep_s: float) -> None:
+    """Who is told to 'start' where the folder is gone has one supervisor after it, not two."""
+    first = rig.start(settings={"sweep_s": sweep_s})
+    shutil.rmtree(rig.queue)
+    if sweep_s < 1:
+        until(lambda: events(first, "queue_missing"), "it is missed")
+    second = rig.start()
+    assert first.wait() == 75
+    (taken,) = events(first, "queue_taken")
+    assert f"(pid {second.pid})" in taken["error"]
+    rig.drop("a1")
+    assert rig.record("a1")["status"] == "done"
+    assert second.status()["pid"] == second.pid and len(list(rig.queue.glob("nodes/*.hb"))) == 1
+    assert command(rig, "stop").returncode == 0
+    assert second.wait() == 0
+    rig.check(drained=True)
+
+
+def test_a_queue_of_another_id_is_served_by_its_own_lock_socket_and_page(rig: Rig) -> None:
+    """The other's supervisor is dead when it is found: so it is adopted, and found by its folder from then on."""
+    first = rig.start(settings=QUICK_SWEEP | {"durability": "none"})
+    away, other = rig.queue.with_name("away"), rig.queue.with_name("other")
+    with Layout.open(rig.queue) as layout, Layout.open(other, create=True) as another:
+        before, now = layout.queue_id, another.queue_id
+    rig.queue.rename(away)
+    other.rename(rig.queue)
+    until(lambda: events(first, "queue_replaced"), "it is noticed")
+    rig.drop("a1")
+    assert rig.record("a1")["status"] == "done"
+    assert json.loads(command(rig, "status", "--json").stdout)["queue_id"] == now
+    names = {path.name for path in first.runtime.iterdir()}
+    assert {f"{now}.main.{kind}" for kind in ("lock", "sock", "page", "boot")} <= names
+    assert {name for name in names if name.startswith(before)} <= {f"{before}.main.checkpoint"}
+    assert command(rig, "queue", "fsck", "--repair").returncode == 75
+    third = rig.start(ready=False)
+    assert third.wait() == 75
+    fourth = rig.start(queue=away)  # the queue that was served before is free for another
+    assert fourth.stop() == 0
+    assert command(rig, "upgrade").returncode == 0
+    rig.drop("a2")
+    assert rig.record("a2")["status"] == "done"
+    assert command(rig, "stop").returncode == 0
+    assert first.wait() == 0
+    rig.check(drained=True)
+
+
+def test_an_identity_that_is_lost_while_it_is_served_is_written_again_as_it_was(rig: Rig) -> None:
+    supervisor = rig.start("--durability", "full", settings=QUICK_SWEEP)
+    before = (rig.queue / "queue.json").read_bytes()
+    (rig.queue / "queue.json").unlink()
+    until(lambda: events(supervisor, "identity_kept"), "it is missed")
+    assert json.loads((rig.queue / "queue.json").read_bytes()) == json.loads(before)
+    supervisor.stop()
+    (rig.queue / "queue.json").unlink()
+    again = rig.start()
+    (lost,) = events(again, "identity_lost")
+    assert lost["durability"] == "task" and "nobody knows what was chosen before" in lost["means"]
+
+
+def test_a_folder_that_is_made_again_keeps_its_durability(rig: Rig) -> None:
+    rig.start("--durability", "full").stop()
+    supervisor = rig.start(settings=QUICK_SWEEP)
+    shutil.rmtree(rig.queue)
+    rig.queue.mkdir(0o700)
+    until(lambda: events(supervisor, "queue_replaced"), "it is noticed")
+    assert supervisor.status()["durability"] == "full"
 
 
 def test_a_task_that_ran_when_the_folder_went_does_no_harm(rig: Rig) -> None:

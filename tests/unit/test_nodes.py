@@ -50,6 +50,24 @@ def test_a_second_supervisor_of_one_lock_is_refused_naming_the_first(rig, locks)
     assert rig.names("nodes") == []
 
 
+def test_a_lock_that_its_last_holder_removes_while_it_is_waited_for_is_none(rig, locks):
+    """Who opened the file before it was removed would hold a lock that nobody else can see."""
+    first = Presence(rig.layout, locks / "lock")
+    real, closed = fcntl.flock, []
+
+    def flock(descriptor, how):
+        if not closed:
+            closed.append(first.close())
+        return real(descriptor, how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        second = Presence(rig.layout, locks / "lock")
+    with second, pytest.raises(AlreadyRunning):
+        Presence(rig.layout, locks / "lock")
+    assert closed and os.listdir(locks) == []
+
+
 def test_nothing_stays_open_or_locked_where_a_node_cannot_announce_itself(rig, locks, monkeypatch):
     before = os.listdir("/proc/self/fd")
     monkeypatch.setattr(nodes, "replace_json", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
@@ -100,7 +118,7 @@ def test_a_node_whose_lock_was_removed_is_dead_as_soon_as_its_process_is(rig, lo
             beat_of = read_json(rig.layout.nodes, f"{mine.node}.hb")
         beat_of |= {"node": "far", "pid": process.pid, "pid_start": nodes._start_ticks(process.pid)}
         replace_json(rig.layout.nodes, "far.hb", beat_of, durable=False)
-        (locks / "lock").unlink()
+        assert not (locks / "lock").exists()
         assert observer.dead(0.0, beating=True) == set()  # it lives: its counter will tell
         replace_json(rig.layout.nodes, "far.hb", beat_of | {"pid_start": 1}, durable=False)
         assert observer.dead(0.0, beating=True) == {"far"}  # that process is another
