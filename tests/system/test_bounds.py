@@ -34,6 +34,17 @@ def test_what_a_command_starts_counts_as_memory_of_its_task(rig: Rig) -> None:
     assert rig.record("hog")["error"]["cause"] == "host_oom"
 
 
+def test_a_task_that_starts_more_processes_than_it_may_is_ended_with_all_of_them(rig: Rig) -> None:
+    supervisor = rig.start("--kinds", "command", workers=1, settings=bounded(max_processes=10))
+    bomb = "for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 600 & done; wait"
+    rig.drop("bomb", {"argv": ["sh", "-c", bomb]}, kind="command")
+    rig.drop("next")
+    message = rig.record("bomb")["error"]["message"]
+    assert "10 are allowed (max_processes)" in message or "pids.max" in message, message
+    assert rig.record("next")["status"] == "done"
+    assert not [child for child in supervisor.children() if child.name() == "sleep"]
+
+
 def test_a_task_over_its_cpu_time_is_out_of_time_and_its_stacks_are_kept(rig: Rig) -> None:
     rig.start(workers=1, settings=bounded(cpu_time_s=1))
     rig.drop("spins", {"do": "spin_in_c"})
