@@ -114,6 +114,12 @@ def checkout(folder: Path, commit: str, plant: str) -> Path:
             .read_text()
             .replace('readme = "README.md"', 'readme = {text = "a *b", content-type = "text/x-rst"}')
         )
+    elif plant == "no-license":
+        cited = folder / "CITATION.cff"
+        cited.write_text(cited.read_text().replace("license: MIT", "license: none"))
+    elif plant == "every-python":
+        project = folder / "pyproject.toml"
+        project.write_text(project.read_text().replace('build = "cp311-*"', 'build = "cp3*"'))
     return folder
 
 
@@ -135,6 +141,19 @@ def manylinux(wheel: Path, out: Path) -> str:
     plat = f"{PLATFORM}_{os.uname().machine}"
     run("auditwheel", "repair", "--only-plat", "--plat", plat, "--wheel-dir", out, wheel)
     return plat
+
+
+def citation(tree: Path) -> str:
+    """CITATION.cff is as its schema says."""
+    return run("uv", "tool", "run", "-q", "cffconvert", "--validate", "-i", tree / "CITATION.cff").strip()
+
+
+def elsewhere(tree: Path) -> str:
+    """cibuildwheel, which builds on hosts with containers, takes its configuration, and would build one wheel."""
+    said = run("uv", "tool", "run", "-q", "cibuildwheel", "--platform", "linux", "--print-build-identifiers", tree)
+    if (found := said.split()) != [f"cp311-manylinux_{os.uname().machine}"]:
+        raise Found(f"cibuildwheel would build {found}")
+    return found[0]
 
 
 def lowest(wheel: Path, folder: Path) -> str:
@@ -236,12 +255,21 @@ def examine(work: Path, plant: str = "") -> tuple[dict[str, Callable[[], str]], 
         "manylinux": lambda: manylinux(wheel, work / "repaired"),
         "abi3": lambda: run("abi3audit", "--strict", "--summary", wheel).strip() or "only the stable ABI of 3.11",
         "wheel contents": lambda: run("check-wheel-contents", "--config", ROOT / "pyproject.toml", wheel).strip(),
+        "citation": lambda: citation(work / "a"),
+        "cibuildwheel": lambda: elsewhere(work / "a"),
         "descriptions": lambda: run("twine", "--no-color", "check", "--strict", sdist, wheel).strip().splitlines()[-1],
     }
     return checks, sdist, wheel
 
 
-PLANTED = {"unlike": "same bytes", "private-api": "abi3", "rubbish": "wheel contents", "read-me": "descriptions"}
+PLANTED = {
+    "unlike": "same bytes",
+    "private-api": "abi3",
+    "rubbish": "wheel contents",
+    "read-me": "descriptions",
+    "no-license": "citation",
+    "every-python": "cibuildwheel",
+}
 
 
 def main() -> int:
