@@ -289,12 +289,28 @@ def _open_folder(root: int, name: str, path: Path, create: bool) -> int:
         descriptor = os.open(name, _OPEN_FOLDER, dir_fd=root)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            raise QueueMissing(f"{path / name} is missing or not a folder: 'dspy-supervisor start' makes it") from None
+            if (what := _in_place_of(root, name)) is None:
+                raise QueueMissing(
+                    f"{path / name} is missing: 'dspy-supervisor start --queue-dir {path}' makes it"
+                ) from None
+            raise QueueMissing(
+                f"{path / name} is {what}, where the queue has a folder of its own: move it away, and "
+                f"'dspy-supervisor start --queue-dir {path}' makes the folder"
+            ) from None
         raise
     if os.fstat(descriptor).st_dev != os.fstat(root).st_dev:
         os.close(descriptor)
         raise QueueMissing(f"{path / name} is on another filesystem than {path}: tasks move between them by rename")
     return descriptor
+
+
+def _in_place_of(root: int, name: str) -> str | None:
+    """Return in words what is there and is no folder, or None where nothing is."""
+    try:
+        mode = os.stat(name, dir_fd=root, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return None
+    return "a symbolic link" if stat.S_ISLNK(mode) else "a file" if stat.S_ISREG(mode) else "no folder"
 
 
 def _identity(

@@ -137,6 +137,30 @@ def test_what_can_not_be_accepted_is_refused_and_nothing_is_left(run, queue, arg
     assert os.listdir(queue.path / "pending") == []
 
 
+@pytest.mark.parametrize("command", ["submit 1", "task list", "queue fsck --repair", "start --burst"])
+@pytest.mark.parametrize("kind", ["a symbolic link", "a file", "no folder", None])
+def test_what_stands_in_place_of_a_folder_is_told_with_what_mends_it(run, queue, tmp_path, command, kind):
+    pending = queue.path / "pending"
+    pending.rmdir()
+    if kind == "a symbolic link":
+        pending.symlink_to(tmp_path)
+    elif kind == "a file":
+        pending.touch()
+    elif kind:
+        os.mkfifo(pending)
+    elif command.startswith(("start", "queue fsck")):
+        return  # which make it
+    code, _, error = run(*command.split())
+    assert code == 4
+    if kind:
+        assert f"{pending} is {kind}, where the queue has a folder of its own: move it away, and" in error
+    else:
+        assert (
+            error
+            == f"dspy-supervisor: {pending} is missing: 'dspy-supervisor start --queue-dir {queue.path}' makes it\n"
+        )
+
+
 def test_a_full_queue_says_try_again(run, queue):
     with Layout.open(queue.path, bounds=(1, 0)):
         pass
