@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import orjson
 from dspy_fastpath.claim import Refused, peek
@@ -26,7 +28,7 @@ from .environments import FOLDER as ENVIRONMENTS
 from .environments import Marks, file_of, is_result
 from .errors import AlreadyRunning, NotRunning, QueueMissing
 from .jobbook import JobBook
-from .layout import FOLDERS, IDENTITY, PAUSED, Layout, list_folder, read_json, walk_folder
+from .layout import FOLDERS, IDENTITY, PAUSED, Durability, Layout, list_folder, read_json, walk_folder
 from .lookup import Found, files, name_of
 from .nodes import Observer, Presence, claims_of, node_of
 from .recovery import (
@@ -91,7 +93,7 @@ def examine(config: Config, *, repair: bool = False) -> Iterator[Problem]:
 
 def _identity(config: Config, repair: bool) -> Iterator[Problem]:
     """Yield what keeps the queue from being opened."""
-    folder = config.queue_dir
+    folder, unknown = config.queue_dir, ""
     if not (folder / "pending").is_dir() and not (folder / IDENTITY).exists():
         raise QueueMissing(f"{folder} is no queue: 'dspy-supervisor start --queue-dir {folder}' makes one")
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -108,17 +110,40 @@ def _identity(config: Config, repair: bool) -> Iterator[Problem]:
                 pass
             else:
                 raise AlreadyRunning(f"a supervisor of this host serves {folder}: 'dspy-supervisor stop' first")
+            before: dict[str, str] = {}
             if torn:
+                before = _told(folder / IDENTITY)
                 os.makedirs(folder / "quarantine", 0o700, exist_ok=True)
                 os.rename(IDENTITY, f"quarantine/{IDENTITY}.{uuid7()}", src_dir_fd=fd, dst_dir_fd=fd)
-            Layout.open(folder, create=True, insecure=config.insecure).close()
+            again: dict[str, Any] = {}
+            if found is None:
+                again["durability"] = before.get("durability") or config.durability
+                again["queue_id"] = before.get("queue_id")
+                again["bounds"] = (config.max_pending, config.max_pending_bytes)
+            with Layout.open(folder, create=True, insecure=config.insecure, **again) as layout:
+                durability = layout.durability
+            if not again.get("durability"):
+                unknown = f"; it has durability {durability} now, whatever it had: --durability chooses another"
     finally:
         os.close(fd)
     if found is None:
         what = "is torn, or no file of ours" if torn else "is missing"
-        yield Problem(IDENTITY, f"{what}: nobody knows which queue this is", "fsck --repair writes it again", repair)
+        remedy = "fsck --repair writes it again; the durability that was chosen is to be said to it, by --durability"
+        yield Problem(IDENTITY, f"{what}: nobody knows which queue this is{unknown}", remedy, repair)
     for name in missing:
         yield Problem(name, "the folder is missing", "fsck --repair, or the next start, makes it", repair)
+
+
+def _told(identity: Path) -> dict[str, str]:
+    """Return what a torn queue.json still says: its queue's id and durability, where these are whole."""
+    try:
+        with identity.open("rb") as file:
+            content = file.read(1 << 16)
+    except OSError:  # a folder, or no longer there
+        return {}
+    levels = "|".join(Durability).encode()
+    found = re.findall(rb'"(queue_id)": ?"([0-9A-Za-z-]{1,64})"|"(durability)": ?"(' + levels + rb')"', content)
+    return {(one or other).decode(): (value or level).decode() for one, value, other, level in found}
 
 
 def _dead(config: Config, queue: TaskQueue, presence: Presence | None) -> Iterator[Problem]:

@@ -82,6 +82,32 @@ def test_an_identity_that_is_torn_is_kept_aside_and_written_again(config, queue,
     assert (queue / "pending/a1.json").exists()
 
 
+@pytest.mark.parametrize("length", [0, 30, 70, 90, 110])
+def test_what_a_torn_identity_still_says_is_kept(config, queue, length):
+    with Layout.open(queue, durability="full") as layout:
+        queue_id = layout.queue_id
+    whole = (queue / "queue.json").read_bytes()
+    torn = whole[:length]
+    (queue / "queue.json").write_bytes(torn)
+    (problem,) = examine(config, repair=True)
+    now = orjson.loads((queue / "queue.json").read_bytes())
+    assert (now["queue_id"] == queue_id) == (queue_id.encode() in torn)
+    is_kept = b'"full"' in torn
+    assert now["durability"] == ("full" if is_kept else "task")
+    assert ("it has durability task now, whatever it had" in problem.message) != is_kept
+
+
+def test_an_identity_that_is_gone_is_made_again_at_the_level_that_is_asked_for(config, queue):
+    for asked in ("full", None):
+        (queue / "queue.json").unlink()
+        (problem,) = examine(replace(config, durability=asked), repair=True)
+        assert orjson.loads((queue / "queue.json").read_bytes())["durability"] == (asked or "task")
+        assert ("whatever it had" in problem.message) == (asked is None)
+    (queue / "queue.json").unlink()
+    (problem,) = examine(config)
+    assert "--durability" in problem.remedy
+
+
 def test_a_missing_identity_or_folder_is_made_again(config, queue):
     (queue / "queue.json").unlink()
     (queue / "results").rmdir()
