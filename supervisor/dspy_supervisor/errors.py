@@ -136,13 +136,21 @@ class TaskFailed(SupervisorError):
         self.task_id, self.record = task_id, record
         self.cause = str(facts.get("cause", "unknown"))
         self.remote_traceback = str(facts.get("traceback") or "")
-        text = f"task {task_id} failed ({self.cause}): {facts.get('message', 'no message')}"
+        text = f"task {task_id} failed ({self.cause}): {message_of(facts)}"
         if self.remote_traceback:
             text += f"\n\nin the worker:\n{self.remote_traceback}"
         super().__init__(text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (TaskFailed, (self.task_id, self.record))
+
+
+def message_of(error: Mapping[str, Any]) -> str:
+    """Return the message of a record's error, after the exception's type where it has one, as Python prints it."""
+    kind, message = error.get("type"), error.get("message")
+    if not kind:
+        return "no message" if message is None else str(message)
+    return f"{kind}: {message}" if message else str(kind)
 
 
 class NotRunning(SupervisorError):

@@ -273,11 +273,43 @@ def test_show_tells_where_a_task_is_and_how_it_ended(run, queue):
         history=[{"attempt": 0, "cause": "timeout", "message": "1 s"}],
     )
     output = run("task", "show", "a1")[1]
-    assert "  attempt 0: timeout: 1 s" in output
+    assert "attempt  3 of 3\n" in output
+    assert "  attempt 1: timeout: 1 s" in output
     assert "\n  File x\nValueError: no\n" in output
     document = json.loads(run("task", "show", "a1", "--json")[1])
     assert (document["state"], document["attempt"], document["record"]["error"]["cause"]) == ("failed", 2, "raised")
     assert run("task", "show", "a2")[0] == 4
+
+
+def test_a_failure_is_told_with_the_type_of_its_exception(run, queue):
+    run("submit", "1", "--id", "a1")
+    error = {"cause": "raised", "type": "KeyError", "message": "'text'"}
+    end(queue, "a1", status="failed", error=error, attempt=1, history=[{"attempt": 0, **error}])
+    for command in ("wait a1", "list --state failed", "show a1"):
+        _, output, errors = run("task", *command.split())
+        assert "KeyError: 'text'" in output + errors
+    assert "  attempt 1: raised: KeyError: 'text'\n" in output
+
+
+def test_show_has_the_stacks_of_a_task_that_was_out_of_time(run, queue):
+    run("submit", "1", "--id", "a1")
+    stacks = 'Current thread 0x1:\n  File "\x1bhang.py", line 3 in wait'
+    end(queue, "a1", status="failed", error={"cause": "timeout", "message": "1 s", "stacks": stacks})
+    output = run("task", "show", "a1")[1]
+    assert output.endswith('\nwhere it stood:\nCurrent thread 0x1:\n  File "\\x1bhang.py", line 3 in wait\n')
+
+
+def test_attempts_are_counted_from_one_for_people_and_from_zero_in_json(run, queue):
+    for name, attempt, most in (("a1", 2, 3), ("a2", 4, 3), ("a3", 0, None)):
+        run("submit", "1", "--id", name)
+        error = {"cause": "raised", "message": "no"}
+        end(queue, name, status="failed", error=error, attempt=attempt, **({"max_attempts": most} if most else {}))
+    shown = [line.split()[3] for line in run("task", "list", "--state", "failed")[1].splitlines()[1:]]
+    assert shown == ["3", "5", "1"]
+    listed = json.loads(run("task", "list", "--state", "failed", "--json")[1])["tasks"]
+    assert [row["attempt"] for row in listed] == [2, 4, 0]
+    written = [run("task", "show", name)[1].split("attempt")[1].splitlines()[0].strip() for name in ("a1", "a2", "a3")]
+    assert written == ["3 of 3", "5", "1 of 3"]
 
 
 def test_list_is_by_state_and_bounded(run, queue, feed):
@@ -290,7 +322,7 @@ def test_list_is_by_state_and_bounded(run, queue, feed):
     of_gpu = json.loads(run("task", "list", "--json", "--class", "gpu")[1])["tasks"]
     assert [row["id"] for row in of_gpu] == ["t01", "t03", "t05", "t07", "t09"]
     output = run("task", "list", "--state", "done")[1]
-    assert output.splitlines()[1].split() == ["t00", "done", "cpu_short", "0", "in", "12", "ms"]
+    assert output.splitlines()[1].split() == ["t00", "done", "cpu_short", "1", "in", "12", "ms"]
 
 
 def test_a_waiting_task_is_cancelled_without_a_supervisor(run, queue):

@@ -264,6 +264,7 @@ def test_a_wait_is_woken_by_the_event_of_a_failure(queue, hand, later, asleep, n
     later(lambda: (asleep(), hand.fail(task, type="ValueError", traceback="Traceback: in the handler")))
     with pytest.raises(TaskFailed, match="in the handler") as caught:
         queue.result(task, timeout=SOON_S)
+    assert f"task {task} failed (raised): ValueError: " in str(caught.value)
     assert caught.value.cause == "raised"
     assert caught.value.record["task_id"] == task
 

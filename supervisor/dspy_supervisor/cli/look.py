@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import TaskNotFound, WaitTimeout
-from ..task import State, WorkloadClass
+from ..errors import TaskNotFound, WaitTimeout, message_of
+from ..task import State, TaskName, WorkloadClass
 from .output import duration, moment, printable
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def described(layout: Layout, task_id: str) -> dict[str, Any]:
         "id": task_id,
         "state": str(found.state),
         "file": found.file,
-        "attempt": int(content.get("attempt", 0)) if ended and content else name.attempt,
+        "attempt": _attempt(name, content) if ended and content else name.attempt,
         "crashes": name.crashes,
         "owner": found.owner,
         "due": found.due,
@@ -58,6 +58,8 @@ def described(layout: Layout, task_id: str) -> dict[str, Any]:
 
 def listed(layout: Layout, state: State, task_class: str | None, limit: int) -> tuple[list[dict[str, Any]], int]:
     """Return the last ``limit`` tasks of a state, and how many more there are."""
+    import orjson
+
     from ..lookup import files, name_of, read_found
 
     there = sorted(files(layout, state), key=lambda found: name_of(found).id)
@@ -71,8 +73,9 @@ def listed(layout: Layout, state: State, task_class: str | None, limit: int) -> 
         if task_class is not None and workload != task_class.lower():
             continue
         row: dict[str, Any] = {"id": name.id, "state": str(state), "class": workload}
-        row |= {"kind": got.fields.kind if got is not None else None, "attempt": name.attempt, "owner": found.owner}
-        row |= {"due": found.due, "detail": _detail(found, got.data if got is not None else b"")}
+        record = orjson.loads(got.data) if got is not None and state in (State.DONE, State.FAILED) else {}
+        row |= {"kind": got.fields.kind if got is not None else None, "attempt": _attempt(name, record)}
+        row |= {"owner": found.owner, "due": found.due, "detail": _detail(found, record)}
         rows.append(row)
     return rows[::-1], 0
 
@@ -110,21 +113,35 @@ def ended(loaded: Loaded, ids: Sequence[str], timeout_s: float | None) -> Iterat
             endings.take()
 
 
-def _detail(found: Found, data: bytes) -> str:
-    """Return what a person would ask next, by state."""
-    import orjson
+def _attempt(name: TaskName, record: Mapping[str, Any]) -> int:
+    """Return which attempt it is, 0 the first: a record says it, and the name of what has not ended."""
+    attempt = record.get("attempt")
+    return attempt if isinstance(attempt, int) else name.attempt
 
+
+def counted(attempt: int, task: Mapping[str, Any], loaded: Loaded) -> str:
+    """Return an attempt as people count, "2 of 3"; without its bound where there were more, as after a retry.
+
+    task: an envelope, or a record.
+    """
+    workload, most = task.get("class", task.get("Class")), task.get("max_attempts")
+    if not isinstance(most, int):
+        most = loaded.config.classes[WorkloadClass.parse(workload if isinstance(workload, str) else None)].max_attempts
+    return f"{attempt + 1} of {most}" if attempt < most else f"{attempt + 1}"
+
+
+def _detail(found: Found, record: Mapping[str, Any]) -> str:
+    """Return what a person would ask next, by state."""
     if found.state is State.DELAYED and found.due is not None:
         return f"starts {moment(found.due)}"
     if found.state is State.CLAIMED:
         return f"with {found.owner}"
-    if found.state not in (State.DONE, State.FAILED) or not data:
+    if not record:
         return ""
-    record = orjson.loads(data)
     if found.state is State.DONE:
         return f"in {duration(record.get('duration_ms', 0) / 1000)}"
     error = record.get("error") or {}
-    return f"{error.get('cause')}: {error.get('message')}"
+    return f"{error.get('cause')}: {message_of(error)}"
 
 
 def log_files(layout: Layout, task_id: str) -> Iterator[tuple[str, int]]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import CLASSES, Loaded
-from ..errors import EXIT_FAILED, EXIT_OK, SupervisorError, TaskNotFound
+from ..errors import EXIT_FAILED, EXIT_OK, SupervisorError, TaskNotFound, message_of
 from ..task import State
-from .look import copy, described, ended, listed, log_files, short
+from .look import copy, counted, described, ended, listed, log_files, short
 from .number import WAIT_S
 from .options import open_queue, with_config
 from .output import duration, json_option, moment, print_facts, print_json, print_table, printable
@@ -48,8 +48,10 @@ def show(loaded: Loaded, task_id: str, as_json: bool) -> None:
         "state": document["state"],
         "class": record.get("class"),
         "kind": record.get("kind"),
-        "attempt": f"{document['attempt'] + 1}"
-        + (f", {document['crashes']} deaths of workers" if document["crashes"] else ""),
+        "attempt": counted(document["attempt"], record, loaded)
+        + (f", {document['crashes']} deaths of workers" if document["crashes"] else "")
+        if record
+        else None,
         "owner": document.get("owner"),
         "job": document.get("job") or _job(record.get("slurm")),
         "starts": None if document.get("due") is None else f"in {duration(document['due'] - time.time())}",
@@ -57,20 +59,21 @@ def show(loaded: Loaded, task_id: str, as_json: bool) -> None:
         "ended": _local(record.get("completed_at")),
         "ran for": duration(record["duration_ms"] / 1000) if "duration_ms" in record else None,
         "cause": error.get("cause"),
-        "message": error.get("message"),
+        "message": message_of(error) if error else None,
         "refused": document.get("reason"),
         "payload": short(record.get("payload")) if record else None,
         "result": short(record["runner_result"]) if "runner_result" in record else None,
     }
     print_facts({name: value for name, value in facts.items() if value is not None})
     for earlier in record.get("history", ()):
-        click.echo(
-            printable(f"  attempt {earlier.get('attempt', '?')}: {earlier.get('cause')}: {earlier.get('message')}")
-        )
-    if error.get("traceback"):
-        click.echo()
-        for line in str(error["traceback"]).splitlines():
-            click.echo(printable(line))
+        number = earlier.get("attempt")
+        number = number + 1 if isinstance(number, int) else "?"
+        click.echo(printable(f"  attempt {number}: {earlier.get('cause')}: {message_of(earlier)}"))
+    for part in ("traceback", "stacks"):
+        if error.get(part):
+            click.echo("\nwhere it stood:" if part == "stacks" else "")
+            for line in str(error[part]).splitlines():
+                click.echo(printable(line))
 
 
 @task.command("list")
@@ -98,9 +101,8 @@ def list_tasks(loaded: Loaded, states: tuple[str, ...], task_class: str | None, 
         print_json({"tasks": rows, "left_out": left_out})
         return
     columns = ["id", "state", "class", "kind", "attempt", "detail"]
-    print_table(
-        columns, [[row.get(column, "") if row.get(column) is not None else "" for column in columns] for row in rows]
-    )
+    shown = [{**row, "attempt": row["attempt"] + 1} for row in rows]
+    print_table(columns, [["" if row.get(column) is None else row[column] for column in columns] for row in shown])
     if left_out:
         click.echo(f"\n{left_out} more are there; --limit shows them", err=True)
 
@@ -197,7 +199,7 @@ def report_wait(loaded: Loaded, ids: Sequence[str], timeout_s: float | None, *, 
             click.echo(_line(task_id, record["runner_result"], alone=len(ids) == 1))
         else:
             error = record.get("error") or {}
-            click.echo(printable(f"{task_id}: failed ({error.get('cause')}): {error.get('message')}"), err=True)
+            click.echo(printable(f"{task_id}: failed ({error.get('cause')}): {message_of(error)}"), err=True)
         if progress:
             records.setdefault(task_id, {})
             click.echo(f"\r{len(records)} of {len(ids)} ended, {failed} failed", nl=len(records) == len(ids), err=True)
