@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from .config import ClassConfig
+from .environment import delegated_group
 from .log import log
 
 CONTROLLERS = ("cpu", "memory", "pids")
@@ -111,7 +112,8 @@ def find(own: str | None = None, mount: Path = _MOUNT) -> tuple[Path | None, str
     folder = mount / path.lstrip("/")
     if folder.name == _HOME:  # of this program before it replaced itself
         folder = folder.parent
-    if not any(_mark(folder, name) == b"1" for name in _DELEGATED):
+    # A user's manager does not mark what it delegates (systemd's cgroup_xattr_apply): there the unit says it.
+    if not any(_mark(folder, name) == b"1" for name in _DELEGATED) and folder.name != delegated_group():
         return None, f"no service manager delegated {path} to this process (Delegate=cpu memory pids)"
     if not os.access(folder, os.W_OK):
         return None, f"{folder} is not ours to write"

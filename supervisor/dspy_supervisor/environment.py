@@ -65,6 +65,11 @@ def user_environment() -> tuple[Path, str]:
     return config_home(os.environ), os.environ.get("SUDO_USER", "")
 
 
+def delegated_group() -> str:
+    """Return the name of the control group that the unit says is ours, "" where it says nothing."""
+    return os.environ.get("SUPERVISOR_DELEGATED", "")
+
+
 def gpu_environment() -> dict[str, str]:
     """Return the variables that bound this process to some of the host's GPUs: its own set, or Slurm's."""
     names = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")

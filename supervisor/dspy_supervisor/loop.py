@@ -230,7 +230,7 @@ class Supervisor:
         self._every(_CLEAR_S, lambda: self.guard(lambda: clear_old(self.layout)))
         if self.notifier.watchdog_s:
             self._every(self.notifier.watchdog_s, lambda: self.notifier.send(WATCHDOG=1))
-        self.notifier.send(READY=1, STATUS=f"serving {self.layout.path}")
+        self.notifier.send(READY=1, WATCHDOG=1, STATUS=f"serving {self.layout.path}")
         while not self._is_over():
             self._turn()
         self.settle()

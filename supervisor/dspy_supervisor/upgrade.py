@@ -215,7 +215,7 @@ class Upgrade:
         state = self._left()
         running = sum(bool(worker.task) for worker in state.workers)
         log.info("upgrading", program=self._next[0], workers=len(state.workers), running=running)
-        supervisor.notifier.send(STATUS="turning to another program")
+        supervisor.notifier.send(WATCHDOG=1, STATUS="turning to another program")  # the next one needs its time
         sys.stdout.flush()
         sys.stderr.flush()
         error: OSError | None = None

@@ -84,8 +84,12 @@ def test_tasks_run_on_through_two_upgrades_and_a_way_back(rig: Rig, install: Ins
         one = rig.start(workers=2, ready=False, environ=address)
 
         def ready() -> None:
-            while b"READY=1" not in notices.recv(4096).split(b"\n"):
-                pass
+            said: set[bytes] = set()
+            while b"READY=1" not in said:
+                before, said = said, set(notices.recv(4096).split(b"\n"))
+            # Its first beat by the clock is a period away: without one here the watchdog bites.
+            assert b"WATCHDOG=1" in said
+            assert not before or b"WATCHDOG=1" in before, "the last word before it turns is a beat, too"
 
         ready()
         gate = rig.gate("long")

@@ -33,6 +33,14 @@ def test_a_group_is_ours_only_where_a_service_manager_says_so(mount):
     assert cgroup.find("0::/system.slice/x.service\n", mount) == (service, "")
 
 
+def test_where_a_users_manager_marks_nothing_the_unit_names_its_group(mount, monkeypatch):
+    monkeypatch.setenv("SUPERVISOR_DELEGATED", "x.service")
+    assert cgroup.find("0::/system.slice/x.service\n", mount) == (mount / "system.slice" / "x.service", "")
+    (mount / "system.slice" / "x.service" / "worker-1").mkdir()
+    folder, _ = cgroup.find("0::/system.slice/x.service/worker-1\n", mount)
+    assert folder is None, "the group of a worker is not a supervisor's that a task starts"
+
+
 def test_after_it_replaced_itself_it_finds_the_same_group(mount):
     delegate(mount / "system.slice" / "x.service")
     own = "12:pids:/\n0::/system.slice/x.service/supervisor\n"
