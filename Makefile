@@ -42,7 +42,7 @@ slurm-faults: $(VENV)/.ready-dev
 cloud: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -v tests/cloud/life.py
 
-# A machine of its own under qemu, with systemd: half an hour; needs root, qemu-system-x86, debootstrap and Python 3.11.
+# A machine of its own under qemu, with systemd: 15 minutes; needs root, qemu-system-x86, debootstrap and Python 3.11.
 guest: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -v tests/guest/systemd.py
 

@@ -6,11 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 from ..conftest import ROOT
 
-PACKAGES = "systemd,systemd-sysv,dbus,udev,kmod,procps,iproute2,python3,linux-image-cloud-amd64,initramfs-tools"
+PACKAGES = (
+    "systemd,systemd-sysv,dbus,udev,kmod,procps,iproute2,python3,linux-image-cloud-amd64,initramfs-tools,"
+    "libpam-systemd,dbus-user-session"  # a user's own service manager
+)
 _AGENT_UNIT = """\
 [Unit]
 DefaultDependencies=no
@@ -37,12 +41,12 @@ def cache_folder() -> Path:
 
 
 def system() -> Path:
-    """Return the root of a bare Debian, made where it is not there yet."""
-    root = cache_folder() / "root"
+    """Return the root of a bare Debian with PACKAGES, made where it is not there yet."""
+    root = cache_folder() / f"root-{zlib.crc32(PACKAGES.encode()):08x}"
     if not root.exists():
-        new = root.with_name("root.new")
-        shutil.rmtree(new, ignore_errors=True)
-        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(root.parent, ignore_errors=True)  # that of other packages, and what was made half
+        root.parent.mkdir(parents=True)
+        new = root.with_name("new")
         _run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(new))
         new.rename(root)
     return root

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,33 @@ from ..conftest import until
 from .image import kernel
 
 BOOT_S = 300.0
+PROBE_S = 20.0
+_KVM = ("-accel", "kvm", "-cpu", "host")
+_EMULATED = ("-accel", "tcg,thread=multi", "-cpu", "max")
+
+
+@functools.cache
+def processor() -> tuple[str, ...]:
+    """Return qemu's arguments for the guest's processor: this machine's own where KVM runs a kernel on it, else an emulated one.
+
+    Tried, since /dev/kvm is also there on hosts where a guest never comes further than its first instructions. Without a
+    disk the kernel panics at its end, which here ends qemu.
+    """
+    image, _ = kernel()
+    with tempfile.TemporaryDirectory() as folder:
+        console = Path(folder, "console")
+        # fmt: off
+        command = [
+            "qemu-system-x86_64", *_KVM, "-m", "256", "-smp", "2", "-nodefaults", "-no-reboot", "-display", "none",
+            "-serial", f"file:{console}", "-kernel", str(image), "-append", "console=ttyS0 panic=-1",
+        ]
+        # fmt: on
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S, check=False)
+        except subprocess.TimeoutExpired:
+            return _EMULATED
+        works = done.returncode == 0 and b"Unable to mount root fs" in console.read_bytes()
+    return _KVM if works else _EMULATED
 
 
 class Said(NamedTuple):
@@ -38,8 +67,8 @@ class Machine:
         image, first = kernel()
         # fmt: off
         self._process = subprocess.Popen([
-            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", str(self._memory_mib), "-smp", "2",
-            "-nodefaults", "-display", "none", "-serial", f"file:{console}",
+            "qemu-system-x86_64", *processor(), "-m", str(self._memory_mib), "-smp", "2", "-nodefaults",
+            "-display", "none", "-serial", f"file:{console}",
             "-kernel", str(image), "-initrd", str(first), "-append", "root=/dev/vda rw console=ttyS0 quiet",
             "-drive", f"file={self._disk},if=virtio,format=raw",
             "-device", "virtio-serial", "-chardev", f"socket,id=rig,path={port},server=on,wait=off",

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from ..conftest import until
 from .image import build
 from .machine import Machine
+from .service import OwnService, Service
 
-QUEUE = "/var/lib/dspy-supervisor/queue"
+PLACE = "/var/lib/dspy-supervisor"
+QUEUE = f"{PLACE}/queue"
+ETC = "/etc/dspy-supervisor"
+HOME = "/home/bob"
+PROGRAM = "/opt/dspy-supervisor/dspy_supervisor"
 MINUTES = pytest.mark.timeout(1800)  # an emulated processor
 HANDLERS = """
 import os, pathlib, time
+import dspy_supervisor
 
 def work(task):
     what = task.payload
@@ -25,7 +31,7 @@ def work(task):
         block = bytearray(what["hog"] << 20)
         block[::4096] = b"x" * len(block[::4096])
     if what.get("until"):
-        pathlib.Path(what["until"] + ".begun").touch()
+        pathlib.Path(what["until"] + ".begun").write_text(str(os.getpid()))
         while not pathlib.Path(what["until"]).exists():
             time.sleep(0.05)
     if path := what.get("read"):
@@ -33,8 +39,10 @@ def work(task):
             return {"read": pathlib.Path(path).read_text()}
         except OSError as error:
             return {"refused": error.strerror, "processes": [one for one in os.listdir("/proc") if one.isdecimal()]}
-    return {"pid": os.getpid(), "group": pathlib.Path("/proc/self/cgroup").read_text().strip()}
+    group = pathlib.Path("/proc/self/cgroup").read_text().strip()
+    return {"pid": os.getpid(), "group": group, "version": dspy_supervisor.__version__}
 """
+HANDLER = r'[class.cpu_short]\nhandler = "handlers:work"\nworkers = 1\n'
 SETTINGS = f'''
 mode = "workstation"
 queue_dir = "{QUEUE}"
@@ -52,42 +60,13 @@ max_crashes = 1
 '''
 
 
-class Guest(Machine):
-    """The guest, and what is asked of its service over and over."""
-
-    def submit(self, task_id: str, **payload: object) -> None:
-        """Put a task."""
-        self.ok(f"runuser -u alice -- dspy-supervisor submit --id {task_id} '{json.dumps(payload)}'")
-
-    def record(self, task_id: str, state: str = "done") -> dict[str, Any]:
-        """Wait for a task's end, and return its record."""
-        path = f"{QUEUE}/{state}/{task_id}.json"
-        found = self.ok(f"for i in $(seq 400); do [ -e {path} ] && cat {path} && exit; sleep 0.2; done; "
-                        f"ls -R {QUEUE}; journalctl -u dspy-supervisor -n 30; exit 1", 300)  # fmt: skip
-        record: dict[str, Any] = json.loads(found)
-        return record
-
-    def show(self, name: str) -> str:
-        """Return a property of the service."""
-        return self.ok(f"systemctl show dspy-supervisor --property={name} --value").strip()
-
-    def wait_for(self, name: str, value: str) -> None:
-        """Wait until a property of the service has a value."""
-        until(lambda: self.show(name) == value, f"{name} is {value}", 300)
-
-    @property
-    def pid(self) -> int:
-        """The supervisor's process, or 0."""
-        return int(self.show("MainPID"))
-
-
 @pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     missing = [name for name in ("qemu-system-x86_64", "debootstrap", "mke2fs") if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
         pytest.fail(f"needs root, and the programs {', '.join(missing) or 'that are here'}")
     folder = tmp_path_factory.mktemp("guest")
-    machine = Guest(
+    machine = Machine(
         build(folder, {"etc/dspy-supervisor/handlers.py": HANDLERS, "etc/dspy-supervisor/config.toml": SETTINGS})
     )
     machine.boot()
@@ -97,135 +76,270 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
         machine.close()
 
 
+@pytest.fixture
+def main(guest: Machine) -> Service:
+    """The service of the machine."""
+    return Service(guest, "dspy-supervisor", f"{ETC}/config.toml", QUEUE)
+
+
+@pytest.fixture
+def extra(guest: Machine) -> Service:
+    """An instance: the machine's second queue."""
+    return Service(guest, "dspy-supervisor@extra", f"{ETC}/extra.toml", f"{PLACE}/extra")
+
+
+@pytest.fixture
+def own(guest: Machine) -> Service:
+    """The service of a user, run by the user's own manager."""
+    settings, queue = f"{HOME}/.config/dspy-supervisor/config.toml", f"{HOME}/.local/state/dspy-supervisor/queue"
+    return OwnService(guest, "dspy-supervisor", settings, queue, "bob")
+
+
 @MINUTES
-def test_it_is_installed_started_and_ready(guest: Guest) -> None:
+def test_it_is_installed_started_and_ready(guest: Machine, main: Service) -> None:
     guest.ok("useradd --create-home alice")
     said = guest.ok("dspy-supervisor service install --run-as alice", 600)
     assert "dspy-supervisor.service serves" in said
-    assert guest.show("ActiveState") == "active"  # with Type=notify: READY=1 was said
-    assert guest.show("StatusText") == f"serving {QUEUE}"
+    assert main.show("ActiveState") == "active"  # with Type=notify: READY=1 was said
+    assert main.show("StatusText") == f"serving {QUEUE}"
     assert guest.ok("systemctl is-enabled dspy-supervisor").strip() == "enabled"
     assert guest.run("dspy-supervisor service status").code == 0
 
 
 @MINUTES
-def test_a_task_runs_in_a_group_of_its_own(guest: Guest) -> None:
-    guest.submit("first")
-    group = guest.record("first")["runner_result"]["group"]
+def test_a_task_runs_in_a_group_of_its_own(guest: Machine, main: Service) -> None:
+    main.submit("first")
+    group = main.record("first")["runner_result"]["group"]
     assert group.startswith("0::/system.slice/dspy-supervisor.service/worker-")
-    status = json.loads(guest.ok("runuser -u alice -- dspy-supervisor status --json"))
+    status = main.status()
     assert status["cgroups"] == ["cpu", "memory", "pids"]
     assert guest.ok(f"cat /sys/fs/cgroup{group[3:]}/memory.max").strip() == str(192 << 20)
 
 
 @MINUTES
-def test_the_kernel_ends_one_task_for_its_memory_and_no_other(guest: Guest) -> None:
-    supervisor = guest.pid
-    guest.submit("neighbour", until="/tmp/neighbour")
-    guest.submit("hog", hog=400)
-    error = guest.record("hog", "failed")["error"]
+def test_the_kernel_ends_one_task_for_its_memory_and_no_other(guest: Machine, main: Service) -> None:
+    supervisor = main.pid
+    main.submit("neighbour", until="/tmp/neighbour")
+    main.submit("hog", hog=400)
+    error = main.record("hog", "failed")["error"]
     assert (error["cause"], error["signal"]) == ("host_oom", "SIGKILL")
     assert "0.19 GiB are allowed (memory_bytes)" in error["message"]
     guest.ok("nsenter -t $(systemctl show dspy-supervisor --property=MainPID --value) -m touch /tmp/neighbour")
-    assert guest.record("neighbour")["attempt"] == 0
-    assert guest.pid == supervisor
+    assert main.record("neighbour")["attempt"] == 0
+    assert main.pid == supervisor
 
 
 @MINUTES
-def test_reload_reads_the_settings_anew_and_keeps_the_process(guest: Guest) -> None:
-    supervisor = guest.pid
+def test_reload_reads_the_settings_anew_and_keeps_the_process(guest: Machine, main: Service) -> None:
+    supervisor = main.pid
     guest.ok(
         "sed -i 's/^workers = 2/workers = 3/' /etc/dspy-supervisor/config.toml && systemctl reload dspy-supervisor"
     )
-
-    def workers() -> int:
-        status = json.loads(guest.ok("runuser -u alice -- dspy-supervisor status --json"))
-        number: int = status["classes"]["cpu_short"]["workers"]
-        return number
-
-    until(lambda: workers() == 3, "a third worker", 120)
-    assert guest.pid == supervisor
+    until(lambda: main.status()["classes"]["cpu_short"]["workers"] == 3, "a third worker", 120)
+    assert main.pid == supervisor
 
 
 @MINUTES
-def test_a_sandbox_holds_under_the_unit(guest: Guest) -> None:
+def test_a_sandbox_holds_under_the_unit(guest: Machine, main: Service) -> None:
     guest.ok(
         'printf \'[class.cpu_long]\\nhandler = "handlers:work"\\nworkers = 1\\nsandbox = "on"\\n\' '
         ">> /etc/dspy-supervisor/config.toml && systemctl reload dspy-supervisor"
     )
     task = json.dumps({"read": f"{QUEUE}/queue.json"})
     guest.ok(f"runuser -u alice -- dspy-supervisor submit --id walled --class cpu_long '{task}'")
-    found = guest.record("walled")["runner_result"]
+    found = main.record("walled")["runner_result"]
     assert found["refused"] == "No such file or directory"
     assert len(found["processes"]) == 2  # its own, and the one that reaps
     assert "namespaces" in guest.ok("journalctl -u dspy-supervisor | grep '\"sandbox\"\\|event.*sandbox\\| sandbox '")
 
 
 @MINUTES
-def test_killed_it_is_started_again_and_what_ran_runs_again(guest: Guest) -> None:
-    guest.submit("held", until="/var/lib/dspy-supervisor/go")
-    guest.ok("until [ -e /var/lib/dspy-supervisor/go.begun ]; do sleep 0.1; done")
-    before = guest.pid
-    guest.ok(f"kill -9 {before}")
-    until(lambda: guest.pid not in (0, before), "another process", 300)
-    guest.wait_for("ActiveState", "active")
-    guest.ok("touch /var/lib/dspy-supervisor/go")
-    assert guest.record("held")["runner_result"]["pid"]
+def test_an_instance_serves_a_queue_of_its_own_beside_the_first(guest: Machine, main: Service, extra: Service) -> None:
+    before = main.pid
+    assert f"wrote {extra.settings}" in guest.ok("dspy-supervisor service install extra --run-as alice", 600)
+    assert extra.show("ActiveState") == "active"
+    assert extra.show("StatusText") == f"serving {extra.queue}"
+    guest.ok(f"printf '{HANDLER}' >> {extra.settings} && systemctl reload {extra.unit}")
+    extra.submit("second")
+    group = extra.record("second")["runner_result"]["group"]
+    assert f"/{extra.unit}.service/worker-" in group
+    assert main.pid == before
+    guest.ok("dspy-supervisor service uninstall extra", 300)
+    assert guest.run(f"systemctl cat {extra.unit}").code != 0
+    assert main.pid == before
 
 
 @MINUTES
-def test_frozen_it_is_bitten_by_the_watchdog_and_started_again(guest: Guest) -> None:
+def test_it_becomes_another_version_while_a_task_runs_and_systemd_sees_no_restart(
+    guest: Machine, main: Service
+) -> None:
+    gate = f"{PLACE}/through"
+    main.submit("through", until=gate)
+    before, worker, restarts = main.pid, main.begun(gate), main.show("NRestarts")
+    version = main.status()["version"]
+    _install(guest, "9.1")
+    assert f"supervisor {before} was version {version} and is 9.1 now" in main.ok("dspy-supervisor upgrade", 300)
+    main.submit("next")
+    after = main.record("next")["runner_result"]
+    assert after["version"] == "9.1"
+    assert after["group"].startswith("0::/system.slice/dspy-supervisor.service/worker-")
+    # USR2 asks for the same. Over and over, for longer than the watchdog waits: each program begins with a sign of life.
+    _install(guest, version)
+    begun = float(guest.ok(_UPTIME))
+    while float(guest.ok(_UPTIME)) < begun + 35:
+        _turn(guest, main)
+    assert (main.pid, main.show("ActiveState"), main.show("NRestarts")) == (before, "active", restarts)
+    assert main.show("StatusText") == f"serving {QUEUE}"
+    assert main.status()["version"] == version
+    guest.ok(f"touch {gate}")
+    record = main.record("through")
+    assert (record["attempt"], record["runner_result"]["pid"]) == (0, worker)
+
+
+_UPTIME = "cut -d' ' -f1 /proc/uptime"
+
+
+def _turn(guest: Machine, main: Service) -> None:
+    """Send USR2, and wait for the next program in the same process."""
+    count = 'journalctl -u dspy-supervisor -o cat | grep -c \'"event":"taken_over"\''
+    process, number = main.pid, guest.ok(count)
+    guest.ok("systemctl kill --signal=USR2 --kill-whom=main dspy-supervisor")
+
+    def turned() -> bool:
+        assert main.pid == process, guest.ok("journalctl -u dspy-supervisor -n 20")
+        return guest.ok(count) != number
+
+    until(turned, "the next program", 300)
+
+
+def _install(guest: Machine, version: str) -> None:
+    """Let this tree have another version's number."""
+    guest.ok(f"sed -i 's/^__version__ = .*/__version__ = \"{version}\"/' {PROGRAM}/__init__.py")
+
+
+@MINUTES
+def test_killed_it_is_started_again_and_what_ran_runs_again(guest: Machine, main: Service) -> None:
+    main.submit("held", until="/var/lib/dspy-supervisor/go")
+    main.begun("/var/lib/dspy-supervisor/go")
+    before = main.pid
+    guest.ok(f"kill -9 {before}")
+    until(lambda: main.pid not in (0, before), "another process", 300)
+    main.wait_for("ActiveState", "active")
+    guest.ok("touch /var/lib/dspy-supervisor/go")
+    assert main.record("held")["runner_result"]["pid"]
+
+
+@MINUTES
+def test_frozen_it_is_bitten_by_the_watchdog_and_started_again(guest: Machine, main: Service) -> None:
     guest.ok("mkdir -p /run/systemd/system/dspy-supervisor.service.d && printf '[Service]\\nWatchdogSec=10\\n' "
              "> /run/systemd/system/dspy-supervisor.service.d/90-test.conf && systemctl daemon-reload "
              "&& systemctl restart dspy-supervisor", 300)  # fmt: skip
-    before, restarts = guest.pid, int(guest.show("NRestarts"))
+    before, restarts = main.pid, int(main.show("NRestarts"))
     guest.ok(f"kill -STOP {before}")
-    until(lambda: int(guest.show("NRestarts")) > restarts, "a restart", 300)
-    guest.wait_for("ActiveState", "active")
-    assert guest.pid not in (0, before)
+    until(lambda: int(main.show("NRestarts")) > restarts, "a restart", 300)
+    main.wait_for("ActiveState", "active")
+    assert main.pid not in (0, before)
     assert "watchdog" in guest.ok("journalctl -u dspy-supervisor | grep -i watchdog").lower()
 
 
 @MINUTES
-def test_a_stop_lets_running_tasks_end(guest: Guest) -> None:
-    guest.submit("last", until="/var/lib/dspy-supervisor/end")
-    guest.ok("until [ -e /var/lib/dspy-supervisor/end.begun ]; do sleep 0.1; done")
+def test_a_stop_lets_running_tasks_end(guest: Machine, main: Service) -> None:
+    main.submit("last", until="/var/lib/dspy-supervisor/end")
+    main.begun("/var/lib/dspy-supervisor/end")
     guest.ok("systemctl stop --no-block dspy-supervisor")
-    guest.wait_for("ActiveState", "deactivating")
+    main.wait_for("ActiveState", "deactivating")
     guest.ok("touch /var/lib/dspy-supervisor/end")
-    guest.wait_for("ActiveState", "inactive")
-    assert guest.record("last")["attempt"] == 0
-    assert guest.show("Result") == "success"
+    main.wait_for("ActiveState", "inactive")
+    assert main.record("last")["attempt"] == 0
+    assert main.show("Result") == "success"
     assert guest.run("dspy-supervisor service status").code == 3
 
 
 @MINUTES
-def test_a_wrong_setting_ends_it_and_it_is_not_started_over_and_over(guest: Guest) -> None:
+def test_a_wrong_setting_ends_it_and_it_is_not_started_over_and_over(guest: Machine, main: Service) -> None:
     guest.ok("sed -i 's/^workers = 3/workers = \"many\"/' /etc/dspy-supervisor/config.toml")
     assert guest.run("systemctl start dspy-supervisor", 300).code != 0
-    guest.wait_for("ActiveState", "failed")
-    assert guest.show("ExecMainStatus") == "78"
+    main.wait_for("ActiveState", "failed")
+    assert main.show("ExecMainStatus") == "78"
     assert "many" in guest.ok("journalctl -u dspy-supervisor -n 20")
     guest.ok("sed -i 's/^workers = \"many\"/workers = 2/' /etc/dspy-supervisor/config.toml")
     guest.ok("systemctl start dspy-supervisor", 300)
 
 
 @MINUTES
-def test_a_reboot_brings_it_back_with_what_it_had(guest: Guest) -> None:
+def test_a_user_has_a_service_of_their_own_without_root(guest: Machine, own: Service) -> None:
+    guest.ok("useradd --create-home --shell /bin/bash bob && loginctl enable-linger bob")
+    own.ok(f"mkdir -p .config/dspy-supervisor && cp {ETC}/handlers.py .config/dspy-supervisor")
+    said = own.ok("dspy-supervisor service install --user", 600)
+    assert f"wrote {own.settings}" in said
+    assert f"dspy-supervisor.service serves {own.queue}" in said
+    assert own.show("ActiveState") == "active"
+    assert own.show("StatusText") == f"serving {own.queue}"
+    assert own.systemctl("is-enabled dspy-supervisor").strip() == "enabled"
+    assert own.shell("dspy-supervisor service status --user").code == 0
+    assert guest.ok(f"ps -o user= {own.pid}").strip() == "bob"
+
+
+@MINUTES
+def test_a_users_service_is_reloaded_and_runs_a_task_in_a_group_of_its_own(guest: Machine, own: Service) -> None:
+    before = own.pid
+    own.ok(f"printf '{HANDLER}memory_bytes = \"192M\"\\n' >> {own.settings}")
+    own.systemctl("reload dspy-supervisor")
+    own.submit("mine")
+    group = own.record("mine")["runner_result"]["group"]
+    assert re.fullmatch(r"0::/user\.slice/.*/user@\d+\.service/.*/dspy-supervisor\.service/worker-[^/]*", group)
+    assert own.status()["cgroups"] == ["cpu", "memory", "pids"]
+    assert guest.ok(f"cat /sys/fs/cgroup{group[3:]}/memory.max").strip() == str(192 << 20)
+    assert own.pid == before
+
+
+@MINUTES
+def test_a_stop_of_a_users_service_lets_running_tasks_end(guest: Machine, own: Service) -> None:
+    gate = f"{HOME}/gate"
+    own.submit("held", until=gate)
+    own.begun(gate)
+    own.systemctl("stop --no-block dspy-supervisor")
+    own.wait_for("ActiveState", "deactivating")
+    guest.ok(f"touch {gate}")
+    own.wait_for("ActiveState", "inactive")
+    assert own.record("held")["attempt"] == 0
+    assert own.show("Result") == "success"
+    assert own.shell("dspy-supervisor service status --user").code == 3
+
+
+@MINUTES
+def test_a_reboot_brings_it_back_with_what_it_had(guest: Machine, main: Service) -> None:
     guest.ok("rm -f /var/lib/dspy-supervisor/go*")
-    guest.submit("over", until="/var/lib/dspy-supervisor/go")
-    guest.ok("until [ -e /var/lib/dspy-supervisor/go.begun ]; do sleep 0.1; done")
+    main.submit("over", until="/var/lib/dspy-supervisor/go")
+    main.begun("/var/lib/dspy-supervisor/go")
     guest.ok(
         "sed -i 's/^durability.*/&\\ndrain_s = 1/' /etc/dspy-supervisor/config.toml && systemctl reload dspy-supervisor"
     )
     guest.reboot()
-    guest.wait_for("ActiveState", "active")
+    main.wait_for("ActiveState", "active")
     guest.ok("touch /var/lib/dspy-supervisor/go")
-    assert guest.record("over")["status"] == "done"
+    assert main.record("over")["status"] == "done"
 
 
 @MINUTES
-def test_after_a_power_cut_everything_acknowledged_is_there(guest: Guest) -> None:
+def test_a_reboot_brings_back_the_service_of_a_user_who_lingers(guest: Machine, own: Service) -> None:
+    # Before the user logs in, which starts it too.
+    until(lambda: guest.run("pgrep --uid bob --full 'dspy-supervisor start'").code == 0, "it is started", 300)
+    own.wait_for("ActiveState", "active")
+    own.submit("again")
+    assert own.record("again")["status"] == "done"
+
+
+@MINUTES
+def test_a_users_service_is_removed_and_the_queue_stays(guest: Machine, own: Service) -> None:
+    own.ok("dspy-supervisor service uninstall --user", 300)
+    assert own.shell("systemctl --user cat dspy-supervisor").code != 0
+    assert own.shell("dspy-supervisor service status --user").code == 4
+    assert guest.run(f"[ -e {own.queue}/done/mine.json ]").code == 0
+
+
+@MINUTES
+def test_after_a_power_cut_everything_acknowledged_is_there(guest: Machine, main: Service) -> None:
     guest.ok("runuser -u alice -- dspy-supervisor queue pause")
     lines = "\n".join(json.dumps({"id": f"p{n}", "payload": {"n": n}}) for n in range(200))
     guest.ok(
@@ -233,15 +347,15 @@ def test_after_a_power_cut_everything_acknowledged_is_there(guest: Guest) -> Non
     )
     guest.cut_power()
     guest.boot()
-    guest.wait_for("ActiveState", "active")
+    main.wait_for("ActiveState", "active")
     guest.ok("runuser -u alice -- dspy-supervisor queue resume")
-    guest.record("p199")
+    main.record("p199")
     until(lambda: guest.ok(f"ls {QUEUE}/done | grep -c '^p'").strip() == "200", "all 200", 300)
     assert guest.run("runuser -u alice -- dspy-supervisor queue fsck").code == 0
 
 
 @MINUTES
-def test_it_is_removed_and_the_queue_stays(guest: Guest) -> None:
+def test_it_is_removed_and_the_queue_stays(guest: Machine) -> None:
     guest.ok("dspy-supervisor service uninstall", 300)
     assert guest.run("systemctl cat dspy-supervisor").code != 0
     assert guest.run("dspy-supervisor service status").code == 4
