@@ -122,6 +122,14 @@ def test_the_same_task_again_is_accepted_once_and_another_of_its_id_is_refused(r
         (["{}", "--priority", "101"], 2, "--priority"),
         (["{}", "--timeout", "0"], 2, "--timeout"),
         (["{}", "--resource", "gpus"], 2, "expected NAME=VALUE"),
+        (["{}", "--resource", "gpus=x"], 2, "resources.gpus='x': expected a whole number, or a share below 1"),
+        (["{}", "--resource", "gpus=-1", "--class", "gpu"], 2, "resources.gpus=-1: expected a whole number"),
+        (["{}", "--resource", "gpu_share=2"], 2, "resources.gpu_share=2: expected a number above 0, up to 1"),
+        (["{}", "--resource", "gpu_memory=8Q"], 2, "resources.gpu_memory='8Q': expected bytes from 1"),
+        (["{}", "--resource", "foo=1"], 2, "resources.foo=1: expected one of gpus, gpu_share, gpu_memory; what a job"),
+        (["{}", "--resource", "foo=1", "--class", "gpu_slurm"], 2, "resources.foo=1: expected one of gpus, gpu_share"),
+        (["{}", "--resource", "gpus=a:b", "--class", "gpu_slurm"], 2, "resources.gpus: 'a:b' is not"),
+        (["{}", "--resource", "memory=1G"], 2, "resources.memory='1G': expected one of"),
         (["{}", "--timeout", "1e9"], 2, "seconds above 0 and up to 31622400"),
         ([], 2, "either PAYLOAD or --jsonl"),
         (["{}", "--jsonl", "x"], 2, "either PAYLOAD or --jsonl"),
@@ -214,6 +222,18 @@ def test_a_bad_line_is_named_and_says_what_was_accepted(run, queue, feed, monkey
     code, _, error = run("submit", "--jsonl", "-")
     assert (code, "the 2 tasks before were accepted" in error) == (2, True)
     assert sorted(os.listdir(queue.path / "pending")) == ["b1.json", "b2.json"]
+
+
+def test_the_resources_of_a_line_are_checked_by_its_class(run, queue, feed):
+    feed(b'{"class": "gpu_slurm", "id": "b1", "payload": 1}\n{"class": "gpu", "id": "b2", "payload": 1}\n')
+    assert run("submit", "--jsonl", "-", "--resource", "gpus=2", "--resource", "template=mine")[0] == 0
+    for line in (b'{"class": "gpu", "resources": {"gpus": "a100:2"}, "payload": 1}', b'{"env_id": 7}'):
+        feed(b'{"id": "c1", "payload": 1}\n' + line)
+        code, _, error = run("submit", "--jsonl", "-", *(() if b"a100" in line else ("--resource", "gpus=a100:2")))
+        assert (code, "resources.gpus='a100:2': expected a whole number" in error) == (2, True)
+    feed(b'{"class": "gpu_slurm", "id": "b3", "resources": {"gpus": "a100:2"}, "payload": 1}\n')
+    assert run("submit", "--jsonl", "-")[0] == 0
+    assert sorted(os.listdir(queue.path / "pending")) == ["b1.json", "b2.json", "b3.json"]
 
 
 def test_wait_prints_the_result_as_soon_as_it_is_there(run, queue):

@@ -182,6 +182,9 @@ def test_one_key_is_one_task_also_after_it_is_done(queue, hand):
         (1, {"delay": float("inf")}, "delay"),
         (1, {"idempotency_key": ""}, "idempotency_key"),
         (1, {"resources": [1]}, "resources"),
+        (1, {"resources": {"gpus": float("nan")}}, "resources"),
+        (1, {"resources": {"gpus": -1}}, "resources.gpus=-1: expected a whole number"),
+        (1, {"resources": {"gpu_memory": "8Q"}, "task_class": "gpu"}, "resources.gpu_memory='8Q': expected bytes"),
     ],
 )
 def test_what_cannot_be_accepted_is_refused_by_name_and_leaves_nothing(queue, path, payload, options, place):

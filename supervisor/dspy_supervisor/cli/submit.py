@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import click
 from ..config import CLASSES, Loaded
 from ..environment import trace_context
 from ..errors import EnvelopeInvalid, SupervisorError
+from ..task import WorkloadClass
 from .number import ATTEMPT_S, DELAY_S, WAIT_S
 from .options import open_queue, read_input, with_config
 from .output import json_option, print_json
@@ -86,6 +87,8 @@ def submit(
     if options["task_class"] is not None:
         options["task_class"] = _class(options["task_class"])
     options["resources"] = dict(map(_resource, options["resources"])) or None
+    for name, value in (options["resources"] or {}).items():
+        _check_name(name, value, CLASSES if jsonl is not None else [options["task_class"]])
     options["traceparent"] = options["traceparent"] or trace_context()
     due = time.time() + delay if delay else None
     with open_queue(loaded) as layout:
@@ -126,6 +129,36 @@ def _resource(written: str) -> tuple[str, Any]:
         return name, value
 
 
+def _check_name(name: str, value: object, workloads: Collection[str | None]) -> None:
+    """Raise EnvelopeInvalid for a resource that none of these classes knows: in a file it is ignored, here it is a slip."""
+    known = ["gpus", "gpu_share", "gpu_memory"]
+    if name in known:
+        return
+    if WorkloadClass.GPU_SLURM in workloads:
+        from ..services.slurm.options import LOCAL_RESOURCES, OPTIONS
+
+        if name in LOCAL_RESOURCES:
+            return
+        known += OPTIONS.keys() - {*known}
+    if name not in known:
+        near = "" if WorkloadClass.GPU_SLURM in workloads else "; what a job asks for goes with --class gpu_slurm"
+        raise EnvelopeInvalid(f"resources.{name}={value!r}", f"expected one of {', '.join(known)}{near}")
+
+
+def _check_resources(workload: str | None, resources: object) -> None:
+    """Raise EnvelopeInvalid for a value that the supervisor, or its bridge to a cluster, will refuse."""
+    if resources is None:
+        return
+    if workload == WorkloadClass.GPU_SLURM:
+        from ..services.slurm.options import of_task
+
+        of_task(None, resources)
+    else:
+        from ..client.envelopes import check_resources
+
+        check_resources(workload or WorkloadClass.CPU_SHORT, resources)
+
+
 def _producer(layout: Layout, loaded: Loaded) -> Producer:
     from ..producer import Producer
 
@@ -143,6 +176,7 @@ def _submit_one(
     from ..producer import envelope
 
     name, fresh = _name(task_id, key)
+    _check_resources(options["task_class"], options["resources"])
     document = envelope(
         raw_payload=checked(raw),
         task_id=name,
@@ -233,6 +267,7 @@ def _from_line(line: bytes, options: Mapping[str, Any]) -> tuple[str, bytes, boo
         raise EnvelopeInvalid("task", str(error)) from None
     name, made = _name(fields.id, fields.idempotency_key)
     document: dict[str, Any] = {"id": name, "class": fields.task_class or options["task_class"]}
+    workload = WorkloadClass.parse(document["class"])
     if fields.has_payload:
         for key in (
             "kind",
@@ -245,14 +280,18 @@ def _from_line(line: bytes, options: Mapping[str, Any]) -> tuple[str, bytes, boo
             "traceparent",
         ):
             document[key] = getattr(fields, key) or options.get(key)
+        resources = options.get("resources")
         if fields.resources:
-            document["resources"] = orjson.Fragment(line[slice(*fields.resources)])
+            resources = orjson.Fragment(line[slice(*fields.resources)])
+            _check_resources(workload, orjson.loads(line[slice(*fields.resources)]))
         else:
-            document["resources"] = options.get("resources")
+            _check_resources(workload, resources)
+        document["resources"] = resources
         for key, start, end in fields.extras:
             document[key] = orjson.Fragment(line[start:end])
         document.setdefault("idempotent", options.get("idempotent"))
     else:
+        _check_resources(workload, options.get("resources"))
         known = ("kind", "priority", "timeout_s", "max_attempts", "affinity", "idempotent", "resources", "traceparent")
         document |= {key: options.get(key) for key in known}
     document = {key: value for key, value in document.items() if value is not None}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypedDict
 
+import orjson
 from dspy_fastpath.ids import uuid7
 
 from .. import current
@@ -47,6 +48,29 @@ class Prepared(NamedTuple):
     delay_s: float
 
 
+def _check_finite(name: str, value: object) -> None:
+    """Raise EnvelopeInvalid for NaN and infinity: they would be written as null, which says nothing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise EnvelopeInvalid(f"{name} {value!r}", "a number that is finite")
+
+
+def check_resources(workload: str, resources: object) -> None:
+    """Raise EnvelopeInvalid for what no worker of a class will take, in its words; a job's are the bridge's to judge."""
+    from ..devices import Need, NeedError, read_need
+
+    for name, value in resources.items() if isinstance(resources, Mapping) else ():
+        _check_finite(f"resources.{name}", value)
+    if workload == WorkloadClass.GPU_SLURM:
+        return
+    try:
+        read_need(orjson.dumps(resources), Need())
+    except NeedError as error:
+        where, _, reason = str(error).rpartition(": ")
+        raise EnvelopeInvalid(where, reason) from None
+    except (TypeError, ValueError) as error:
+        raise EnvelopeInvalid("resources", f"{error}; resources are JSON") from None
+
+
 def prepare(
     payload: Any,
     task_class: str = "cpu_short",
@@ -83,8 +107,9 @@ def prepare(
             raise EnvelopeInvalid(f"delay {delay!r}", f"seconds from 0 to {MAX_TIMEOUT_S:.0f}")
         delay_s = float(delay)
     for name, number in (("priority", priority), ("timeout", timeout), ("max_attempts", max_attempts)):
-        if isinstance(number, float) and not math.isfinite(number):  # would be written as null, which says nothing
-            raise EnvelopeInvalid(f"{name} {number!r}", "a number that is finite")
+        _check_finite(name, number)
+    if resources is not None:
+        check_resources(known, resources)
     options: dict[str, Any] = {
         "class": known,
         "kind": kind,
