@@ -355,6 +355,31 @@ def test_what_is_let_through_is_reached_and_the_control_socket_is_not(
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_secrets_in_subfolders_of_code_are_not_read_and_modules_beside_them_are_imported(
+    tmp_path: Path, supervisor: Start, mechanism: str
+) -> None:
+    rig, code = Walled(tmp_path, supervisor), tmp_path / "code"
+    secrets = ["app/.env", "app/conf/deep/tls.key", "app/conf/deep/ca.pem", "app/lib/.git/config", "app/.env.local"]
+    shown = ["app/conf/plain.txt", "env/lib/python3.11/site-packages/certifi/cacert.pem", "app/given/test.pem"]
+    for name in (*secrets, *shown):
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        (code / name).write_text("hush!" if name in secrets else "shown")
+    for folder in ("app", "app/conf", "app/conf/deep"):
+        (code / folder / "__init__.py").touch()
+    (code / "app/conf/deep/late.py").write_text("VALUE = 'imported'")
+    settings = walls(mechanism, sandbox_read=code / "app/given")
+    rig.start("--kinds", "command", workers=1, handlers={"cpu_short": RUN}, settings=settings)
+    found = rig.tries(*(f"open({str(code / name)!r}).read()" for name in secrets))
+    assert [one for one in found.values() if one != "''"] == []
+    said = rig.command("sh", "-c", f"cd {code}; cat {' '.join(secrets)}; true")
+    assert "hush!" not in json.dumps(said)
+    found = rig.tries(*(f"open({str(code / name)!r}).read()" for name in shown))
+    assert list(found.values()) == ["'shown'"] * len(shown)
+    assert rig.out("from app.conf.deep.late import VALUE as out") == "imported"
+    assert "late.py" in rig.out(f"import os; out = os.listdir({str(code / 'app/conf/deep')!r})")
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_no_program_that_a_task_writes_runs_as_its_owner(tmp_path: Path, supervisor: Start, mechanism: str) -> None:
     rig, shared = Walled(tmp_path, supervisor), tmp_path / "shared"
     shared.mkdir()

@@ -8,13 +8,13 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from . import secrets
+
 #: what programs are made of; the rest of the machine is not there, or can't be opened
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/nix/store", "/gnu/store")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 #: what a task of class gpu gets beside these; which GPU it uses is said by CUDA_VISIBLE_DEVICES, and held by nothing more
 GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/renderD*", "/dev/kfd", "/dev/dxg")
-#: in folders of code that a task may read: what is likely to hold secrets
-_SECRETS = (".env", ".env.*", ".git", "dspy-supervisor.toml", "*.pem", "*.key")
 #: in /etc, whatever its modes say
 _PRIVATE = ("/etc/dspy-supervisor",)
 
@@ -26,6 +26,7 @@ class View:
     read: tuple[str, ...]  #: with all below
     write: tuple[str, ...]  #: with all below
     hidden: tuple[str, ...]  #: below one of those, and not to be seen all the same
+    listed: tuple[str, ...]  #: though some of it is hidden: the names in it are no secret
     devices: tuple[str, ...]
     links: tuple[tuple[str, str], ...]  #: other names of some of these, and their real paths
 
@@ -45,26 +46,33 @@ def look(
     gpu: bool = False,
     network: bool = False,
 ) -> View:
-    """Return what tasks see: the system, the code, and what they are given beside it."""
+    """Return what tasks see: the system, the code, and what they are given beside it.
+
+    Raises ConfigError where the folders of code are too large to be searched for secrets.
+    """
     system = [path for path in SYSTEM if os.path.lexists(path)]
-    modules = [
-        path for path in map(os.path.abspath, code) if os.path.exists(path) and not _is_above(path, (home, "/tmp"))
-    ]
-    modules = [path for path in dict.fromkeys(modules) if not any(is_below(path, one) for one in SYSTEM)]
+    folders = [path for path in dict.fromkeys(map(os.path.abspath, code)) if os.path.exists(path)]
+    folders = [path for path in folders if not _is_above(path, (home, "/tmp"))]
+    modules = [path for path in folders if not any(is_below(path, one) for one in SYSTEM)]
     given = ["/etc/resolv.conf"] if network else []  # often a link to a place elsewhere
     devices = [*DEVICES, *(found for name in GPU_DEVICES for found in sorted(glob.glob(name)))] if gpu else [*DEVICES]
     named = [*system, *modules, *given, *read, *write]
     links = [(path, real) for path in dict.fromkeys(named) if (real := os.path.realpath(path)) != path]
     readable = _real([*system, *modules, *given, *read])
     readable = tuple(path for path in readable if not any(path != one and is_below(path, one) for one in readable))
-    hidden = [*private, *_PRIVATE, *unreadable("/etc")]
-    secrets = [found for path in modules for name in _SECRETS for found in glob.glob(f"{glob.escape(path)}/{name}")]
-    hidden += [path for path in secrets if not os.path.islink(path)]
+    private = _real((*private, *_PRIVATE))
+    searched = [path for path in _real(folders) if not any(is_below(path, one) for one in private)]
+    secret = secrets.find(searched, {*private, *_real((*read, *write))})
     shown = (*readable, *_real(write))
     return View(
         read=readable,
         write=_real(write),
-        hidden=tuple(path for path in _real(hidden) if any(is_below(path, one) for one in shown)),
+        hidden=tuple(
+            path
+            for path in _real((*private, *unreadable("/etc"), *secret))
+            if any(is_below(path, one) for one in shown)
+        ),
+        listed=tuple(dict.fromkeys(_listed(secret, readable, private))),
         devices=tuple(devices),
         links=tuple(links),
     )
@@ -72,6 +80,18 @@ def look(
 
 def _real(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(os.path.realpath, paths)))
+
+
+def _listed(secret: Iterable[str], shown: Sequence[str], private: Sequence[str]) -> Iterator[str]:
+    """Yield the highest folder around each secret that is shown and has nothing private in it."""
+    for path in secret:
+        folder = ""
+        while any(is_below(above := os.path.dirname(folder or path), one) for one in shown):
+            if above == folder or any(is_below(one, above) for one in private):
+                break
+            folder = above
+        if folder:
+            yield folder
 
 
 def reaching(paths: Iterable[str], private: Iterable[str]) -> str:

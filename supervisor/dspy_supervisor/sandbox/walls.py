@@ -110,7 +110,8 @@ def rules(view: View) -> tuple[tuple[str, int], ...]:
     """Return what Landlock is told of the view: paths, and the rights on them and on all below. Raises OSError."""
     if (abi := kernel.landlock_abi()) < LEAST_ABI:
         raise OSError(errno.ENOSYS, f"Landlock of this kernel has ABI {abi}, {LEAST_ABI} is needed (Linux 6.12)")
-    names = [("/etc", kernel.FS_READ_DIR)]  # are no secret there, and programs list its folders
+    # Names are no secret there. Programs list the folders of /etc, and Python those that it imports from.
+    names = [(path, kernel.FS_READ_DIR) for path in ("/etc", *view.listed)]
     read = [(part, _READ) for path in (*view.read, "/proc", "/sys") for part in without(path, view.hidden)]
     return (*names, *read, *((path, _write()) for path in view.write), *((path, _DEVICE) for path in view.devices))
 
