@@ -147,7 +147,9 @@ def load(
         raise ConfigError(f"http_host ({origins['http_host']})", values["http_host"], expected)
     if lack := lacking(values):
         name, expected = lack
-        raise ConfigError(f"{name} ({origins[name]})", HIDDEN if SETTINGS[name].secret else values[name], expected)
+        raise ConfigError(
+            f"{name} ({origins[name]})", HIDDEN if SETTINGS[name].secret and values[name] else values[name], expected
+        )
     classes = {name: _class(name, layers, values, origins) for name in CLASSES}
     config = Config(**values, classes=MappingProxyType(classes))
     return Loaded(

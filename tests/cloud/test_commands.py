@@ -67,7 +67,8 @@ def test_a_plan_of_what_is_not_to_be_had_says_so_and_ends_with_69(account, say):
 @pytest.mark.parametrize(
     ("settings", "environ", "words"),
     [
-        ({"cloud_provider": None}, {}, "prime or ssh: see docs/cloud.md"),
+        ({"cloud_provider": None}, {}, "prime, with cloud_api_key, cloud_max_price and cloud_spend_cap, or ssh, with"),
+        ({}, {"PRIME_API_KEY": ""}, "cloud_api_key (built-in)='': expected a key of Prime Intellect's API"),
         ({}, {"PRIME_API_KEY": "wrong"}, "401"),
         ({"cloud_max_price": None}, {}, "cloud_max_price"),
         ({"cloud_spend_cap": None}, {}, "cloud_spend_cap"),
@@ -77,6 +78,13 @@ def test_what_keeps_a_plan_from_being_made_is_said_in_words(account, say, settin
     code, out, err = say("plan", environ=environ, **settings)
     assert code != 0 and words in err and "Traceback" not in err + out
     assert account.orders == []
+
+
+def test_tries_that_fail_are_told_once_and_by_us(account, say):
+    account.fail("GET", "/", 503, times=9)
+    code, _, err = say("plan")
+    assert code == 69
+    assert err.count("\n") == 1 and err.startswith("dspy-supervisor: ") and "503" in err
 
 
 @pytest.mark.parametrize("command", ["plan", "gc"])

@@ -238,7 +238,12 @@ def _provider(config: Config) -> Iterator[Provider]:
     from ..services.cloud.provider import provider_of
 
     if config.cloud_provider is None:
-        raise ConfigError("cloud_provider", None, "prime or ssh: see docs/cloud.md")
+        raise ConfigError(
+            "cloud_provider",
+            None,
+            "prime, with cloud_api_key, cloud_max_price and cloud_spend_cap, or ssh, with cloud_hosts; "
+            "'dspy-supervisor config describe' explains them",
+        )
     with contextlib.closing(provider_of(config)) as provider:
         yield provider
 

@@ -28,6 +28,7 @@ class Prime:
     """An account at Prime Intellect."""
 
     def __init__(self, config: Config) -> None:
+        stamina.instrumentation.set_on_retry_hooks(())  # they log on their own; what fails in the end is told by us
         self._config = config
         self._client = httpx2.Client(
             base_url=config.cloud_api.rstrip("/"),
