@@ -122,6 +122,35 @@ def test_a_service_of_each_kind_is_written_and_its_queue_made(install, tmp_path,
     assert install("install", *arguments, "--no-start")[0] == 0
 
 
+@pytest.mark.parametrize("arguments", [["--user"], ["--run-as", "nobody"], ["emb", "--run-as", "nobody"]])
+def test_what_was_installed_without_systemd_is_removed_without_it(install, tmp_path, arguments, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")  # no systemctl
+    monkeypatch.setattr("dspy_supervisor.cli.systemd._is_managed", lambda user: False)
+    own = [] if "--user" in arguments else ["--queue-dir", str(tmp_path / "queue")]
+    wrote = install("install", *arguments, *own, "--no-start")[1].splitlines()
+    _, unit, drop_in = (Path(line.removeprefix("wrote ")) for line in wrote[:3])
+    link = unit.parent / "multi-user.target.wants" / drop_in.parent.name.removesuffix(".d")
+    link.parent.mkdir()
+    link.symlink_to(unit)
+    code, output, error = install("uninstall", *arguments[: 1 if arguments[0] != "--run-as" else 0])
+    assert (code, error, "is removed" in output) == (0, "", True)
+    assert [path for path in unit.parent.rglob("*") if not path.is_dir()] == []
+
+
+def test_an_install_that_systemd_refuses_says_that_files_are_written_and_what_removes_them(
+    install, monkeypatch, tmp_path
+):
+    (tmp_path / "bin").mkdir()
+    systemctl = tmp_path / "bin/systemctl"
+    systemctl.write_text("#!/bin/sh\necho 'Failed to connect to bus: No medium found' >&2\nexit 1\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    code, output, error = install("install", "--user")
+    assert (code, output.count("wrote ")) == (69, 3)
+    assert "No medium found; its files are written: 'systemctl --user enable --now dspy-supervisor.service'" in error
+    assert "'dspy-supervisor service uninstall --user' removes them" in error
+
+
 def test_a_file_is_written_whole_and_only_where_it_changes(tmp_path):
     path = tmp_path / "a" / "x.service"
     assert unitfile.write(path, "1\n", 0o644)

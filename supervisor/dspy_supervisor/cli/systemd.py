@@ -82,12 +82,19 @@ def install(
     for path, content in ((one.file, unitfile.shipped(one)), (one.drop_in, text)):
         if unitfile.write(path, content, 0o644):
             click.echo(f"wrote {path}")
+    start = f"systemctl {'--user ' if user else ''}enable --now {one.name}"
     if no_start:
-        click.echo(f"start it with: systemctl {'--user ' if user else ''}enable --now {one.name}")
+        click.echo(f"start it with: {start}")
         return
-    _systemctl(user, "daemon-reload")
-    _systemctl(user, "enable", one.name)
-    _systemctl(user, "restart", one.name)
+    try:
+        _systemctl(user, "daemon-reload")
+        _systemctl(user, "enable", one.name)
+        _systemctl(user, "restart", one.name)
+    except ServiceUnavailable as error:
+        undo = f"dspy-supervisor service uninstall {'--user' if user else name}"
+        raise ServiceUnavailable(
+            f"{error}; its files are written: '{start}' starts it once that is mended, '{undo}' removes them"
+        ) from None
     click.echo(f"{one.name} serves {config.queue_dir}")
 
 
@@ -99,14 +106,20 @@ def uninstall(name: str, user: bool) -> None:
     one = _unit(name, user)
     if not one.drop_in.exists():
         raise NotInstalled(one.name, f"{one.drop_in} is not there")
-    _systemctl(user, "disable", "--now", one.name)
+    managed = _is_managed(user)
+    if managed:
+        _systemctl(user, "disable", "--now", one.name)
+    else:  # an image that is built, a chroot: what `enable` made there is links
+        for link in one.file.parent.glob(f"*.wants/{one.name}"):
+            link.unlink()
     one.drop_in.unlink()
     if not any(one.drop_in.parent.iterdir()):
         one.drop_in.parent.rmdir()
     others = name != MAIN and any(one.file.parent.glob("dspy-supervisor@*.service.d/10-install.conf"))
     if not others:  # the file of all instances
         one.file.unlink(missing_ok=True)
-    _systemctl(user, "daemon-reload")
+    if managed:
+        _systemctl(user, "daemon-reload")
     click.echo(f"{one.name} is removed; {one.config} and the queue stay")
 
 
@@ -182,6 +195,11 @@ def _program() -> str:
             f"no program dspy-supervisor beside {sys.executable}, nor on PATH: install the package"
         )
     return found
+
+
+def _is_managed(user: bool) -> bool:
+    """Whether systemd runs here, or this user's, so that something may be running; see sd_booted(3)."""
+    return Path(f"/run/user/{os.geteuid()}/systemd" if user else "/run/systemd/system").is_dir()
 
 
 def _systemctl(user: bool, *arguments: str) -> str:
