@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
@@ -110,6 +111,49 @@ def test_a_folder_goes_on_handing_down_its_group(tmp_path: Path) -> None:
     tmp_path.chmod(0o2755)
     assert behind(calls.program(network=True, shared=False), lambda: (tmp_path / "below").mkdir() is None) is True
     assert (tmp_path / "below").stat().st_mode & stat.S_ISGID
+
+
+ARM = {"openat": 56, "mknodat": 33, "fchmod": 52, "fchmodat": 53, "fchmodat2": 452, "openat2": 437, "read": 63}
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "refused"),
+    [
+        ("openat", (0, 0, 0o101, 0o4755), errno.EPERM),
+        ("openat", (0, 0, 0o20040001, 0o2755), errno.EPERM),  # O_TMPFILE
+        ("openat", (0, 0, 0o101, 0o1755), 0),
+        ("openat", (0, 0, 1, 0o6755), 0),
+        ("mknodat", (0, 0, 0o104755, 0), errno.EPERM),
+        ("mknodat", (0, 0, 0o100755, 0), 0),
+        *((call, (0, *before, 0o2755), errno.EPERM) for call, before in (("fchmod", ()), ("fchmodat", (0,)))),
+        *((call, (0, *before, 0o755), 0) for call, before in (("fchmod", ()), ("fchmodat", (0,)), ("fchmodat2", (0,)))),
+        ("fchmodat2", (0, 0, 0o4755, 0), errno.EPERM),
+        ("openat2", (0, 0, 0, 24), errno.ENOSYS),
+        ("read", (0, 0o6755, 0o6755, 0o6755), 0),
+    ],
+)
+def test_on_arm_the_same_is_refused(call: str, arguments: tuple[int, ...], refused: int) -> None:
+    filtered = calls.program(network=True, shared=False, machine="aarch64")
+    verdict = 0x50000 | refused if refused else 0x7FFF0000
+    assert (
+        judged(filtered, struct.pack("=IIQ6Q", ARM[call], 0xC00000B7, 0, *arguments, *[0] * (6 - len(arguments))))
+        == verdict
+    )
+
+
+def judged(filtered: bytes, call: bytes) -> int:
+    """Return the verdict on a call, as the kernel would come to it."""
+    code, place, held = list(struct.iter_unpack("=HBBI", filtered)), 0, 0
+    while True:
+        what, true, false, number = code[place]
+        place += 1
+        if what == 0x06:
+            return int(number)
+        if what == 0x20:
+            held = struct.unpack_from("=I", call, number)[0]
+        else:
+            holds = {0x15: held == number, 0x45: bool(held & number), 0x35: held >= number}[what]
+            place += true if holds else false
 
 
 @X86
