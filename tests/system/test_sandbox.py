@@ -331,6 +331,19 @@ def test_a_class_without_a_sandbox_that_holds_runs_nothing_and_says_why(tmp_path
     assert (rig.queue / "pending" / "never.json").exists()
 
 
+@pytest.mark.parametrize("setting", ["sandbox_read", "sandbox_write"])
+def test_a_class_whose_paths_are_not_there_runs_nothing_and_names_them(
+    tmp_path: Path, supervisor: Start, setting: str
+) -> None:
+    rig, missing = Rig(tmp_path, supervisor), tmp_path / "modles"
+    settings = walls("on", **{setting: f"/usr,{missing}"}) | {"breaker_starts": 1}
+    one = rig.start(workers=1, handlers={"cpu_short": RUN}, settings=settings)
+    rig.drop("waits", {"code": "out = 1"})
+    until(lambda: events(one, "class_failed"), "the class is failed", 30)
+    assert f"{setting}='{missing}'" in one.log
+    assert (rig.queue / "pending" / "waits.json").exists()
+
+
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_what_is_let_through_is_reached_and_the_control_socket_is_not(
     tmp_path: Path, supervisor: Start, mechanism: str

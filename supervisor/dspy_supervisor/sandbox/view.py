@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ..errors import ConfigError
 from . import secrets
 
 #: what programs are made of; the rest of the machine is not there, or can't be opened
@@ -17,6 +18,7 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/renderD*", "/dev/kfd", "/dev/dxg")
 #: in /etc, whatever its modes say
 _PRIVATE = ("/etc/dspy-supervisor",)
+_THERE = "files and folders that are there when a worker starts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,12 @@ def look(
 ) -> View:
     """Return what tasks see: the system, the code, and what they are given beside it.
 
-    Raises ConfigError where the folders of code are too large to be searched for secrets.
+    Raises ConfigError where something of read or write is not there, or where there is too much code to search it for secrets.
     """
+    for setting, paths in (("sandbox_read", read), ("sandbox_write", write)):
+        for path in paths:
+            if not os.path.exists(path):  # a task would be told so by what it calls, and nobody where the fault is
+                raise ConfigError(setting, path, _THERE)
     system = [path for path in SYSTEM if os.path.lexists(path)]
     folders = [path for path in dict.fromkeys(map(os.path.abspath, code)) if os.path.exists(path)]
     folders = [path for path in folders if not _is_above(path, (home, "/tmp"))]
