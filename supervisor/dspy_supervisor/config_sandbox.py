@@ -28,13 +28,13 @@ class SandboxSettings:
         live=True,
     )
     sandbox_read: tuple[str, ...] = setting(
-        words(_PATHS, "absolute paths, separated by commas"),
+        words(_PATHS, "absolute paths"),
         "further files and folders that tasks in a sandbox may read",
         (),
         live=True,
     )
     sandbox_write: tuple[str, ...] = setting(
-        words(_PATHS, "absolute paths, separated by commas"),
+        words(_PATHS, "absolute paths"),
         "further files and folders that tasks in a sandbox may write, and so share",
         (),
         live=True,

@@ -77,6 +77,9 @@ def read_env_file(path: Path, *, named: bool) -> dict[str, str | None]:
         return dotenv_values(path, interpolate=False)
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), error.object[error.start : error.end], "text in UTF-8") from None
+    except OSError as error:
+        name = "--env-file" if named else "settings"
+        raise ConfigError(name, str(path), f"a file that can be read ({error.strerror})") from None
 
 
 def find_toml(named: object, environ: Mapping[str, str], cwd: Path) -> tuple[Path | None, bool]:
@@ -108,7 +111,11 @@ def toml_layer(path: Path, *, named: bool) -> Layer:
     import tomllib
 
     _check_trusted(path, named)
-    written = path.read_bytes()
+    try:
+        written = path.read_bytes()
+    except OSError as error:
+        name = "--config" if named else "settings"
+        raise ConfigError(name, str(path), f"a file that can be read ({error.strerror})") from None
     try:
         document = tomllib.loads(written.decode())
     except UnicodeDecodeError as error:

@@ -81,6 +81,21 @@ def test_an_error_is_a_document_too_where_json_is_asked_for(run):
     assert json.loads(run("status", "--json", "--mode", "moon")[1])["error"]["exit_code"] == 78
 
 
+@pytest.mark.parametrize(
+    "arguments", ["status --nonsense", "submit 1 --delay nan", "task show", "nonsense", "status --since 99999999d"]
+)
+def test_wrong_usage_is_a_document_too_where_json_is_asked_for(run, arguments):
+    code, output, error = run(*arguments.split(), "--json")
+    facts = json.loads(output)["error"]
+    assert (code, facts["exit_code"]) == (2, 2)
+    assert facts["message"] in error
+
+
+def test_a_span_is_no_longer_than_any_history(run):
+    code, _, error = run("status", "--since", "99999999d")
+    assert (code, "'99999999d': expected 366d at most" in error) == (2, True)
+
+
 def test_an_error_of_the_system_names_its_file_and_is_1(run, tmp_path):
     (tmp_path / "x.toml").mkdir()
     (tmp_path / "queue").write_text("")
@@ -206,6 +221,19 @@ def test_an_identity_that_cannot_be_read_is_named_with_its_queue(run, lock):
     path = lock("queue.json", 0)
     code, _, error = run("submit", "1")
     assert (code, error) == (1, f"dspy-supervisor: queue.json, in the queue {path}: Permission denied\n")
+
+
+@pytest.mark.parametrize("name", ["dspy-supervisor.toml", ".env"])
+def test_settings_that_cannot_be_read_are_78_and_named(run, lock, name):
+    queue = lock("queue.json", 0o600)
+    path = queue.parent / name
+    path.write_text("")
+    path.chmod(0)
+    code, _, error = run("submit", "1")
+    assert (code, error) == (
+        78,
+        f"dspy-supervisor: settings={str(path)!r}: expected a file that can be read (Permission denied)\n",
+    )
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "-1", "soon", "31622401"])

@@ -195,6 +195,14 @@ def test_what_cannot_be_accepted_is_refused_by_name_and_leaves_nothing(queue, pa
     assert [file for folder in ("pending", "delayed") for file in (path / folder).iterdir()] == []
 
 
+def test_a_queue_that_was_closed_says_so(queue, path):
+    task = queue.submit(1)
+    queue.close()
+    for use in (lambda: queue.submit(2), lambda: queue.result(task, timeout=1), lambda: queue.state(task), queue.list):
+        with pytest.raises(RuntimeError, match=f"this Queue of {path} is closed"):
+            use()
+
+
 def test_items_of_many_may_have_options_of_their_own(queue, path):
     ids = queue.submit_many(
         [1, [2, {}], (3, {"priority": 5, "id": "three"}), (4, {"delay": 60})], priority=1, kind="echo"

@@ -168,6 +168,7 @@ def test_variables_that_are_unknown_or_empty_are_let_be(get):
         ({"DSPY_MODE": "moon"}, "DSPY_MODE='moon': expected one of laptop, workstation, cluster, cloud, dev, "),
         ({"DSPY_INSECURE": "perhaps"}, "DSPY_INSECURE='perhaps': expected true or false"),
         ({"DSPY_DRAIN_S": "nan"}, "DSPY_DRAIN_S='nan': expected seconds from 0 to "),
+        ({"DSPY_SANDBOX_WRITE": "x"}, "DSPY_SANDBOX_WRITE='x': expected absolute paths, with commas between them"),
         ({"DSPY_SWEEP_S": "inf"}, "DSPY_SWEEP_S='inf': expected seconds from 0.05 to 3600"),
         ({"DSPY_MAX_TASK_BYTES": "64 parsec"}, "DSPY_MAX_TASK_BYTES='64 parsec': expected bytes from 64 to "),
         ({"DSPY_KINDS": "echo,../x"}, "DSPY_KINDS='echo,../x': expected names of task kinds, with commas"),

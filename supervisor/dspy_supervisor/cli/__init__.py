@@ -104,6 +104,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return code if isinstance(code, int) else EXIT_OK
     except click.ClickException as error:
         error.show()
+        _print_document(error, error.format_message(), EXIT_USAGE, arguments)
         return EXIT_USAGE
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
@@ -122,8 +123,18 @@ def _run(arguments: Sequence[str] | None) -> int:
         if _is_of_output(error):
             name = "standard output"
             _discard_output()
+        else:
+            _print_document(error, f"{name}: {error.strerror or error}", EXIT_FAILED, arguments)
         _complain(f"{name}: {error.strerror or error}")
         return EXIT_FAILED
+
+
+def _print_document(error: Exception, message: str, code: int, arguments: Sequence[str] | None) -> None:
+    """Print the document of an error that no command saw, where --json was asked for."""
+    if "--json" in (sys.argv[1:] if arguments is None else arguments):
+        from .output import print_error
+
+        print_error(error, message, code)
 
 
 def _open_closed_streams() -> None:

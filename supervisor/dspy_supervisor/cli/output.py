@@ -26,8 +26,7 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, as_json=as_json, **more)
         except SupervisorError as error:
             if as_json:
-                facts = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
-                print_json({"error": facts})
+                print_error(error, str(error), error.exit_code)
             raise
 
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(wrapper)
@@ -37,6 +36,11 @@ def print_json(document: Mapping[str, Any]) -> None:
     """Print a document with its schema_version, indented for a terminal, else in one line."""
     whole = {"schema_version": SCHEMA_VERSION, **document}
     click.echo(json.dumps(whole, indent=2 if sys.stdout.isatty() else None, default=str))
+
+
+def print_error(error: Exception, message: str, code: int) -> None:
+    """Print the document of an error."""
+    print_json({"error": {"type": type(error).__name__, "message": message, "exit_code": code}})
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..config import Config
+from ..task import MAX_TIMEOUT_S
 from .output import duration, moment, print_table
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -24,7 +25,9 @@ def span(_: click.Context, __: click.Parameter, value: str | None) -> float | No
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|)", value.strip().lower())
     if match is None or not float(match[1]):
         raise click.BadParameter(f"{value!r} is no length of time such as 90s, 30m, 1h or 2d")
-    return float(match[1]) * _UNITS[match[2]]
+    if (seconds := float(match[1]) * _UNITS[match[2]]) > MAX_TIMEOUT_S:
+        raise click.BadParameter(f"{value!r}: expected {MAX_TIMEOUT_S / 86400:.0f}d at most")
+    return seconds
 
 
 def past(config: Config, since_s: float) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Access:
         self._paths = str(self.path), str(self.path / "pending")
         self._left: list[Layout] = []
         self._opening = threading.Lock()
+        self._closed = False
         self._open()
 
     def _open(self) -> None:
@@ -32,7 +33,9 @@ class Access:
         self._identity = (status.st_dev, status.st_ino, below.st_dev, below.st_ino)
 
     def now(self) -> Layout:
-        """Return the queue that is at the path now. Raises QueueMissing where none is."""
+        """Return the queue that is at the path now. Raises QueueMissing where none is, RuntimeError after `close`."""
+        if self._closed:
+            raise RuntimeError(f"this Queue of {self.path} is closed: make another one")
         try:
             status, below = map(os.stat, self._paths)
             if (status.st_dev, status.st_ino, below.st_dev, below.st_ino) == self._identity:
@@ -76,6 +79,7 @@ class Access:
 
     def close(self) -> None:
         """Close every descriptor."""
+        self._closed = True
         for layout in (self.layout, *self._left):
             with contextlib.suppress(OSError):
                 layout.close()

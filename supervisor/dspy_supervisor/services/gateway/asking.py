@@ -68,7 +68,7 @@ def seconds(request: Request, name: str, default: float | None, high: float) -> 
         number = math.nan
     if 0 <= number <= high:
         return number
-    raise Problem(422, f"{name}={found!r}: expected seconds from 0 to {high:g}")
+    raise Problem(422, f"{name}={found!r}: expected seconds from 0 to {high:.10g}")
 
 
 def truth(request: Request, name: str) -> bool:
