@@ -262,6 +262,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Give everything back; children that are left are killed."""
+        self.orders.close()
         self.crew.end_now()
         for pool in self.pools.values():
             pool.end_now("the supervisor ended")
@@ -549,7 +550,7 @@ class Supervisor:
         try:
             self.guard_process.renew()
             keep = {worker.pid for pool in self.pools.values() for worker in pool.workers}
-            keep |= self.crew.pids | self.upgrade.pids | {self.guard_process.pid}
+            keep |= self.crew.pids | self.upgrade.pids | self.orders.pids | {self.guard_process.pid}
             proctree.reap_orphans(keep, _STRAY_S)
         except OSError as error:  # it waits for a disk, or we are out of descriptors: the next death tries again
             log.warning("stray_left", error=str(error))

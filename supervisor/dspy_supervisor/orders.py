@@ -5,8 +5,10 @@ Signals and the control socket both come here. What can't be done is refused bef
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dspy_fastpath.counters import Gauge
@@ -14,15 +16,24 @@ from dspy_fastpath.counters import Gauge
 from . import budget
 from .config import differences
 from .environment import journal_stream
-from .errors import SupervisorError
+from .errors import ConfigError, SupervisorError, WaitTimeout
 from .log import configure, log, reopen
+from .rehearsal import Rehearsal
 from .task import WorkloadClass
 
 if TYPE_CHECKING:
+    from .config import Loaded
     from .loop import Supervisor
 
 _STEERED_S = 30.0  # a controller says something about each class far more often
+_PATIENCE_S = 2.0  # that handlers get to be loaded while who asked for a reload is kept waiting, and all else too
 MAX_LIMIT = 256  #: tasks of one class at once that signals can reach
+
+
+class HandlersUnfit(SupervisorError):
+    """Handlers can't be loaded."""
+
+    exit_code = ConfigError.exit_code
 
 
 class Orders:
@@ -34,14 +45,59 @@ class Orders:
         self.reasons: dict[str, tuple[str, str]] = {}  #: class to the word and the text of why its limit is what it is
         self.changes: dict[str, Counter[str]] = {}  #: class to how often its limit changed, by the word of the reason
         self._steered_at = 0.0  # monotonic seconds; 0: never
+        self._rehearsal: Rehearsal | None = None
 
-    def reload(self) -> dict[str, Any]:
+    @property
+    def pids(self) -> set[int]:
+        """Processes of its own."""
+        return self._rehearsal.pids if self._rehearsal is not None else set()
+
+    def reload(self, patience_s: float = _PATIENCE_S) -> dict[str, Any]:
         """Read the configuration anew; apply what can be applied, and return what was and what needs a restart.
 
-        Raises SupervisorError or OSError, and then the configuration is as it was.
+        Where workers are to be replaced for it, it is seen first whether they could load their handlers. Raises WaitTimeout
+        where that takes longer than ``patience_s``: the log tells how it ends. Raises SupervisorError or OSError where the
+        configuration can't work, and then it is as it was.
         """
         supervisor = self._supervisor
+        self.close()  # one that was asked for before, and is not applied yet, counts no more
         loaded = supervisor.loaded.reload()
+        if not differences(supervisor.config, loaded.config)[0]:
+            return self._apply(loaded)
+        self._rehearsal = Rehearsal(loaded.config, supervisor.layout.path, supervisor.presence.node)
+        if self._rehearsal.wait(patience_s):
+            return self._decide(loaded)
+        self._rehearsal.listen(supervisor.reactor, lambda: self._try(lambda: self._decide(loaded)))
+        raise WaitTimeout(
+            f"the handlers are loaded first, to see that they work, and that takes more than {patience_s:g} s: the settings "
+            f"are applied when they do; the log says 'reloaded' then, or 'reload_refused', and why"
+        )
+
+    def close(self) -> None:
+        """Apply no settings that wait for their handlers."""
+        if self._rehearsal is not None:
+            self._rehearsal.close()
+            self._rehearsal = None
+
+    def _decide(self, loaded: Loaded) -> dict[str, Any]:
+        """Apply settings whose handlers were loaded, or raise HandlersUnfit where a class that works would not any more."""
+        assert self._rehearsal is not None
+        found, self._rehearsal = self._rehearsal.end(), None
+        unfit = {
+            name: why
+            for name, why in found.items()
+            if not self._supervisor.pools[name].failed or self._handlers(loaded, name) != self._handlers(None, name)
+        }
+        if unfit:
+            raise HandlersUnfit(" ".join(f"class {name} could not work: {why}" for name, why in unfit.items()))
+        return self._apply(loaded.fitted(self._supervisor.loaded.gpu_memory))
+
+    def _handlers(self, loaded: Loaded | None, name: str) -> tuple[object, ...]:
+        config = loaded.config if loaded is not None else self._supervisor.config
+        return config.classes[name].handler, config.kinds, config.kind_handlers
+
+    def _apply(self, loaded: Loaded) -> dict[str, Any]:
+        supervisor = self._supervisor
         live, restart = differences(supervisor.config, loaded.config)
         budget.configure(supervisor.page, loaded.config.llm_budgets)  # first: the page may have no room for another
         configure(loaded.config.log_level, loaded.config.log_file, journal=journal_stream())
@@ -84,9 +140,15 @@ class Orders:
             controller.renew()
 
     def try_to_reload(self) -> None:
-        """Reload, or say why not and go on."""
+        """Reload, now or when the handlers are loaded, or say why not and go on."""
+        with contextlib.suppress(WaitTimeout):
+            self._try(lambda: self.reload(patience_s=0.0))
+
+    def _try(self, action: Callable[[], object]) -> None:
         try:
-            self.reload()
+            action()
+        except WaitTimeout:
+            raise
         except (SupervisorError, OSError) as error:
             log.error("reload_refused", error=str(error), next="going on with the configuration as it was")
 

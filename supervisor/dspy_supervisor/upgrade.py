@@ -2,7 +2,8 @@
 
 ::
 
-    check    the next program is run with the same arguments and told what it would get; it says that it can, or why not
+    check    the next program is run with the same arguments and told what it would get; it loads the handlers of each class
+             in a process of its own, and says that it can, or why not
     rest     services end, and so do second runs; what is being ended is waited for. Tasks are fed all the while
     exec     execve(2), with `Handover` in a file in memory: lock, control socket and workers stay open
     adopt    the next program feeds on. Workers of the old one end when they have nothing in hand, others take their place
@@ -40,6 +41,7 @@ from .layout import Layout
 from .log import log
 from .pool import Pool
 from .pool_worker import Worker
+from .rehearsal import LONGEST_S, Rehearsal
 
 if TYPE_CHECKING:
     import subprocess
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from .loop import Supervisor
 
 CHECK, TAKE = "check", "take"  #: what the next program finds in its environment
-_CHECK_S = 60.0  # that the next program has to say whether it can take over
+_CHECK_S = 15.0 + LONGEST_S  # that the next program has to say whether it can take over
 _SERVICES_S = 5.0  # that services have to end
 _REST_S = 60.0  # that all has to come to rest
 _LOOK_S = 0.02
@@ -166,6 +168,11 @@ class Upgrade:
             end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             self._refuse(f"the next program can't take over ({end}): {why}")
             return
+        pools = self._supervisor.pools
+        unfit = {name: why for name, why in found.get("unfit", {}).items() if name in pools and not pools[name].failed}
+        if unfit:  # a class that works now, so that this would be the end of it
+            self._refuse(" ".join(f"class {name} could not work: {why}" for name, why in unfit.items()))
+            return
         log.info("upgrade_rests", version=found.get("version"))
         self.state = "resting"
         self._since = time.monotonic()
@@ -211,6 +218,7 @@ class Upgrade:
         supervisor = self._supervisor
         with contextlib.suppress(OSError):
             supervisor.undertaker.close()  # its folder has a name that is not used again
+        supervisor.orders.close()
         supervisor.show()
         state = self._left()
         running = sum(bool(worker.task) for worker in state.workers)
@@ -296,10 +304,13 @@ def examine(loaded: Loaded, document: int) -> int:
     """Say whether this program could take over what another one has; return the exit code. Raises SupervisorError."""
     before = Handover.read(document)
     _fit(before, loaded.config)
+    rehearsal = Rehearsal(loaded.config, loaded.config.queue_dir, before.node)  # first: what follows may start threads
+    rehearsal.wait()
+    unfit = rehearsal.end()
     modules = [kind.entry.partition(":")[0] for kind in KINDS if kind.wanted(loaded.config)]
     for module in (f"{__package__}.loop", *modules):
         import_module(module)
-    print(json.dumps({"takes": FORMAT, "version": __version__}))
+    print(json.dumps({"takes": FORMAT, "version": __version__, "unfit": unfit}))
     return 0
 
 

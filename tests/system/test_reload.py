@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dspy_supervisor.schedule import Budget
 
 from ..conftest import Supervised, clean_environ, until
 from ..nvml import RTX_4090, Script
-from .conftest import PLAY, Rig, events
+from .conftest import PLAY, Rig, events, workers
 
 Write = Callable[..., None]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -48,6 +49,9 @@ def cli(tmp_path: Path) -> Cli:
 
 def start(rig: Rig, *options: str, workers: int = 3, **more: Any) -> Supervised:
     return rig.start("--config", str(rig.folder / "x.toml"), *options, workers=workers, settings={}, **more)
+
+
+OTHERS = {"cpu_long": "echo"}  #: so that cpu_short has its handler from the file
 
 
 def limit(one: Supervised) -> int:
@@ -117,6 +121,81 @@ def test_a_reload_may_be_asked_for_by_a_command_that_says_what_it_did(rig: Rig, 
     assert "total_limit=-1: expected a whole number" in refused.stderr
     one.stop()
     assert cli("config", "reload", *where).returncode == 3
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Path:
+    """A module of handlers that work."""
+    path = tmp_path / "code" / "jobs.py"
+    path.parent.mkdir()
+    path.write_text("def run(task):\n    return 'works'\n")
+    return path
+
+
+def result(rig: Rig, task_id: str) -> object:
+    rig.drop(task_id)
+    return rig.record(task_id)["runner_result"]
+
+
+def test_a_handler_that_cannot_work_is_refused_whole_and_nothing_changes(
+    rig: Rig, write: Write, cli: Cli, jobs: Path
+) -> None:
+    write({"handler": "jobs:run"}, total_limit=5)
+    one = start(rig, handlers=OTHERS, workers=1)
+    where = ("--queue-dir", one.queue, "--runtime-dir", one.runtime)
+    assert result(rig, "a1") == "works"
+    before = workers(one)
+    write({"handler": "jobs:nofunc"}, total_limit=6)
+    refused = cli("config", "reload", *where)
+    assert refused.returncode == 78
+    assert (
+        "class cpu_short could not work: handler='jobs:nofunc': expected 'nofunc' to be defined in jobs"
+        in refused.stderr
+    )
+    one.signal(signal.SIGHUP)
+    (event,) = until(lambda: events(one, "reload_refused"), "it is refused")
+    assert "'nofunc' to be defined in jobs" in event["error"]
+    jobs.write_text("def run(task) return 'works'\n")  # what nobody asked for would break the class just so
+    write({"handler": "jobs:run"}, total_limit=7)
+    assert "SyntaxError" in cli("config", "reload", *where).stderr
+    assert (workers(one), result(rig, "a2")) == (before, "works")
+    jobs.write_text("def run(task):\n    return 'mended'\n")
+    assert one.ask("reload")["applied"] == ["total_limit"]
+    until(lambda: workers(one) != before, "the workers are others")
+    assert result(rig, "a3") == "mended"
+
+
+def test_handlers_that_take_long_to_load_hold_nothing_up(rig: Rig, write: Write, cli: Cli, jobs: Path) -> None:
+    write({"handler": "jobs:run"})
+    one = start(rig, handlers=OTHERS, workers=1)
+    where = ("--queue-dir", one.queue, "--runtime-dir", one.runtime)
+    assert result(rig, "a1") == "works"
+    gate = rig.folder / "gate"
+    wait = f"import os, time\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(0.01)\n"
+    jobs.with_name("slow.py").write_text(f"{wait}def run(task):\n    return 'slow'\n")
+    write({"handler": "slow:nofunc"})
+    one.signal(signal.SIGHUP)
+    assert result(rig, "a2") == "works"
+    write({"handler": "slow:run"})  # in place of the one before
+    waits = cli("config", "reload", *where)
+    assert waits.returncode == 5 and "the settings are applied when they do" in waits.stderr
+    assert result(rig, "a3") == "works"
+    assert not events(one, "reloaded", "reload_refused")
+    gate.touch()
+    until(lambda: events(one, "reloaded"), "it is applied")
+    until(lambda: result(rig, f"b{time.monotonic_ns()}") == "slow", "others take the place of the workers")
+    assert not events(one, "reload_refused", "stray_left")
+
+
+def test_a_class_that_failed_before_hinders_no_reload(rig: Rig, write: Write, jobs: Path) -> None:
+    write({"handler": "jobs:nofunc"})
+    one = start(rig, handlers=OTHERS, workers=1)
+    until(lambda: one.status()["classes"]["cpu_short"]["state"] == "failed", "it is given up")
+    write({"handler": "jobs:nofunc"}, total_limit=6)
+    assert one.ask("reload")["applied"] == ["total_limit"]
+    write({"handler": "jobs:none_either"}, total_limit=6)
+    with pytest.raises(SupervisorError, match="'none_either' to be defined in jobs"):
+        one.ask("reload")
 
 
 def test_gpus_that_are_enabled_by_a_reload_are_handed_out(rig: Rig, write: Write, nvml_script: Script) -> None:

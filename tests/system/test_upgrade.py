@@ -149,6 +149,53 @@ def test_a_version_that_cannot_take_over_is_refused_in_words_and_the_old_one_goe
     rig.check(drained=True)
 
 
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("def run(task) return 1", "a module 'jobs' that can be imported, not SyntaxError: "),
+        (None, "a module 'jobs' that can be imported, not ModuleNotFoundError: No module named 'jobs'"),
+        ("run = 7", "handler='jobs:run': expected something that can be called, not int"),
+        ("import os; os._exit(0)\ndef run(task): ...", ""),
+        (
+            "import os; os.kill(os.getpid(), 11)",
+            "class cpu_short could not work: loading its handlers was ended by SIGSEGV",
+        ),
+    ],
+)
+def test_handlers_that_cannot_be_loaded_are_refused_and_those_at_work_go_on(
+    rig: Rig, tmp_path: Path, code: str | None, why: str
+) -> None:
+    jobs = tmp_path / "code" / "jobs.py"
+    jobs.parent.mkdir()
+    jobs.write_text("def run(task):\n    return 'works'\n")
+    one = rig.start(handlers={"cpu_short": "jobs:run"}, workers=1)
+    rig.drop("before")
+    assert rig.record("before")["runner_result"] == "works"
+    before = workers(one)
+    jobs.unlink()
+    if code is not None:
+        jobs.write_text(code + "\n")
+    shutil.rmtree(jobs.parent / "__pycache__", ignore_errors=True)
+    told = refusal(one)
+    assert why in told and "class cpu_short could not work: " in told
+    assert workers(one) == before and one.status()["version"] == __version__
+    rig.drop("after")
+    assert rig.record("after")["runner_result"] == "works"
+    jobs.write_text("def run(task):\n    return 'is mended'\n")
+    one.ask("upgrade")
+    is_now(one, __version__, 1)
+    until(lambda: workers(one) != before, "the workers are others")
+    rig.drop("mended")
+    assert rig.record("mended")["runner_result"] == "is mended"
+
+
+def test_a_class_that_failed_before_hinders_no_upgrade(rig: Rig) -> None:
+    one = rig.start("--workers", "cpu_long=1", handlers={"cpu_short": "echo", "cpu_long": "no_such_module:run"})
+    until(lambda: one.status()["classes"]["cpu_long"]["state"] == "failed", "it is given up")
+    one.ask("upgrade")
+    is_now(one, __version__, 1)
+
+
 def test_a_program_that_cannot_read_what_is_left_to_it_recovers_as_after_a_kill(rig: Rig, install: Install) -> None:
     one = rig.start(workers=1)
     rig.gate("long").wait()

@@ -86,6 +86,7 @@ LAYERS = {
         "jobchild",
         "cell",
         "warden",
+        "rehearsal",
         "proof",
         "job",
     },
