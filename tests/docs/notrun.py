@@ -31,7 +31,9 @@ TABLE = (
         "compiles for many seconds, or needs a recording of hours",
         "tests/unit/test_simulate_judge.py",
     ),
-    NotRun(r"dspy-supervisor cloud ", "asks a provider of machines, who wants an account", "tests/cloud/test_commands.py"),
+    NotRun(
+        r"dspy-supervisor cloud ", "asks a provider of machines, who wants an account", "tests/cloud/test_commands.py"
+    ),
     NotRun(r"#!/bin/bash\n#SBATCH", "a template that Slurm runs", "tests/slurm/test_matrix.py"),
     NotRun(
         r"(.*\n)*from dspy_supervisor\.dspy import |dspy-supervisor start .*--kinds dspy",
