@@ -109,10 +109,12 @@ class _Sink(logging.Handler):
     """A file, or standard error. Each line is written by one call, so that those of several processes don't mix."""
 
     def __init__(self, path: Path | None) -> None:
+        self.descriptor = (
+            _STDERR if path is None else _open(path)
+        )  # before logging knows of us: it closes us at the exit
         super().__init__()
         self._path = path
         self._owner = os.getpid()
-        self.descriptor = _STDERR if path is None else _open(path)
         self._opened = _identity(self.descriptor)
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -68,7 +68,7 @@ def test_a_plan_of_what_is_not_to_be_had_says_so_and_ends_with_69(account, say):
     ("settings", "environ", "words"),
     [
         ({"cloud_provider": None}, {}, "prime, with cloud_api_key, cloud_max_price and cloud_spend_cap, or ssh, with"),
-        ({}, {"PRIME_API_KEY": ""}, "cloud_api_key (built-in)='': expected a key of Prime Intellect's API"),
+        ({}, {"PRIME_API_KEY": ""}, "cloud_api_key (built-in)=None: expected a key of Prime Intellect's API"),
         ({}, {"PRIME_API_KEY": "wrong"}, "401"),
         ({"cloud_max_price": None}, {}, "cloud_max_price"),
         ({"cloud_spend_cap": None}, {}, "cloud_spend_cap"),

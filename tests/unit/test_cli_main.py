@@ -163,6 +163,7 @@ def test_a_path_that_cannot_work_is_78_and_names_its_setting(tmp_path, arguments
     done = python("start", "--burst", *arguments.split(), cwd=tmp_path, env=environ, timeout=60)
     assert done.returncode == 78
     assert done.stderr.startswith(f"dspy-supervisor: {message}")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_folder_that_was_removed_under_the_caller_is_told(run, tmp_path, monkeypatch):
