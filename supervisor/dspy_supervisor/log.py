@@ -109,9 +109,8 @@ class _Sink(logging.Handler):
     """A file, or standard error. Each line is written by one call, so that those of several processes don't mix."""
 
     def __init__(self, path: Path | None) -> None:
-        self.descriptor = (
-            _STDERR if path is None else _open(path)
-        )  # before logging knows of us: it closes us at the exit
+        # Before logging knows of us: it closes at the exit whatever it knows of.
+        self.descriptor = _STDERR if path is None else _open(path)
         super().__init__()
         self._path = path
         self._owner = os.getpid()
