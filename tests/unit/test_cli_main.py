@@ -301,6 +301,15 @@ def test_config_check_imports_the_handlers_as_a_start_would(run, tmp_path, monke
     assert run("config", "check", "--no-import", "--handler", "gpu=json:dmups")[0] == 0
 
 
+def test_config_check_refuses_paths_of_a_sandbox_that_are_not_there(run, tmp_path):
+    given = ("--set", "class.gpu.sandbox=on", "--set", f"class.gpu.sandbox_read={tmp_path},{tmp_path}/none")
+    code, _, error = run("config", "check", *given)
+    assert (
+        code == 78 and f"class.gpu.sandbox_read='{tmp_path}/none': expected files and folders that are there" in error
+    )
+    assert run("config", "check", *given, "--set", "class.gpu.sandbox=off")[0] == 0
+
+
 def test_doctor_prints_a_remedy_and_is_1_where_something_fails(run, tmp_path):
     queue = tmp_path / "queue"
     queue.mkdir(mode=0o700)

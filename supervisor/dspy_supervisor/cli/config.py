@@ -62,10 +62,17 @@ def check(loaded: Loaded, imports: bool, as_json: bool) -> None:
     handlers = sorted(name for name in named if ":" in name)
     if imports:
         from ..parts import load
+        from ..sandbox.view import refuse_missing
 
         sys.path.append(os.getcwd())  # where workers look last
         for handler in handlers:
             load(handler)
+        for one in loaded.config.classes.values():
+            if one.sandbox != "off":
+                given = {"sandbox_read": one.sandbox_read, "sandbox_write": one.sandbox_write}
+                refuse_missing(
+                    (f"class.{one.name}.{name}", map(os.path.expanduser, paths)) for name, paths in given.items()
+                )
     slips = {name: near for name in loaded.strangers if (near := nearest(name))}
     if as_json:
         print_json({"ok": True, "files": [str(path) for path in loaded.files], "handlers": handlers, "slips": slips})

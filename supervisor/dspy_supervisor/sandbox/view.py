@@ -18,7 +18,6 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/renderD*", "/dev/kfd", "/dev/dxg")
 #: in /etc, whatever its modes say
 _PRIVATE = ("/etc/dspy-supervisor",)
-_THERE = "files and folders that are there when a worker starts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,14 @@ class View:
         return any(is_below(real, one) for one in (*self.read, *self.write))
 
 
+def refuse_missing(settings: Iterable[tuple[str, Iterable[str]]]) -> None:
+    """Raise ConfigError for the first path of these settings that is not there: a task would be told so, and nobody else."""
+    for setting, paths in settings:
+        for path in paths:
+            if not os.path.exists(path):
+                raise ConfigError(setting, path, "files and folders that are there when a worker starts")
+
+
 def look(
     *,
     code: Iterable[str],  # folders of Python's modules
@@ -52,10 +59,7 @@ def look(
 
     Raises ConfigError where something of read or write is not there, or where there is too much code to search it for secrets.
     """
-    for setting, paths in (("sandbox_read", read), ("sandbox_write", write)):
-        for path in paths:
-            if not os.path.exists(path):  # a task would be told so by what it calls, and nobody where the fault is
-                raise ConfigError(setting, path, _THERE)
+    refuse_missing((("sandbox_read", read), ("sandbox_write", write)))
     system = [path for path in SYSTEM if os.path.lexists(path)]
     folders = [path for path in dict.fromkeys(map(os.path.abspath, code)) if os.path.exists(path)]
     folders = [path for path in folders if not _is_above(path, (home, "/tmp"))]
