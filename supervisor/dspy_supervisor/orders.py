@@ -89,7 +89,8 @@ class Orders:
             if not self._supervisor.pools[name].failed or self._handlers(loaded, name) != self._handlers(None, name)
         }
         if unfit:
-            raise HandlersUnfit(" ".join(f"class {name} could not work: {why}" for name, why in unfit.items()))
+            reasons = ", and ".join(f"class {name} could not work: {why}" for name, why in unfit.items())
+            raise HandlersUnfit(f"nothing was changed, since {reasons}")
         return self._apply(loaded.fitted(self._supervisor.loaded.gpu_memory))
 
     def _handlers(self, loaded: Loaded | None, name: str) -> tuple[object, ...]:
