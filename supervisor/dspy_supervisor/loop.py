@@ -42,7 +42,7 @@ from .intake import Intake, Keys
 from .layout import Layout, has_lost_identity
 from .log import configure, log
 from .migration import bring_up_to_date
-from .nodes import Held, Observer, Presence, take_lock
+from .nodes import Held, Observer, Presence, clear_dead, take_lock
 from .notify import Notifier
 from .orders import Orders
 from .pause import Pause
@@ -209,6 +209,8 @@ class Supervisor:
         hear_signals()
         self._say_start()
         before = self._before
+        with contextlib.suppress(OSError):
+            clear_dead(self.config.runtime_dir, time.time())
         self.cgroups, self.ungrouped = settle_cgroups([one.group for one in before.workers] if before else ())
         for pool in self.pools.values():
             self.page.set(pool.klass, Gauge.LIMIT, pool.settings.most)
@@ -276,7 +278,11 @@ class Supervisor:
         self.allocation.close()
         if self.traces is not None:
             self.traces.close()
+        is_spent = any(reading.sent for reading in budget.readings(self.page))
         self.page.close()
+        if not is_spent:  # else the next run goes on with it
+            with contextlib.suppress(OSError):
+                self.page_path.unlink()
         self.presence.close()
         self.layout.close()
         self.reactor.close()

@@ -37,6 +37,8 @@ from .runtime import boot_id
 _SUFFIX = ".hb"
 _LEAST_PERIODS = 10  # a node that is slow to beat is not dead: never judge by fewer missed beats than this
 _LOCK_TRIES, _LOCK_WAIT_S = 5, 0.01
+_KINDS = {".lock", ".page", ".sock", ".boot", ".embed", ".checkpoint"}  # of files in the runtime folder
+_OLD_S = 86400.0
 
 
 def take_lock(path: Path, node: str, serves: Path) -> int:
@@ -46,22 +48,17 @@ def take_lock(path: Path, node: str, serves: Path) -> int:
     """
     holder = ""
     for _ in range(_LOCK_TRIES):
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _leads_to(path, lock):
+        lock, holder = _try_lock(path)
+        if lock is not None:
+            try:
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, f"{os.getpid()} {node}\n".encode(), 0)
-                return lock
-            os.close(lock)  # its last holder removed it after we had opened it: there may be another by now
-        except BlockingIOError:
-            # Held for a moment it may be by an observer that wants to know whether we are dead.
-            holder = os.read(lock, 64).decode(errors="replace").partition(" ")[0]
-            os.close(lock)
-            time.sleep(_LOCK_WAIT_S)
-        except BaseException:
-            os.close(lock)
-            raise
+            except BaseException:
+                os.close(lock)
+                raise
+            return lock
+        # Held for a moment it may be by an observer that wants to know whether we are dead.
+        time.sleep(_LOCK_WAIT_S)
     raise AlreadyRunning(
         f"a supervisor (pid {holder or 'unknown'}) of this host serves {serves} already; 'dspy-supervisor "
         f"stop --queue-dir {serves}' ends it, --instance NAME starts a second one beside it"
@@ -74,6 +71,50 @@ def release_lock(path: Path, lock: int) -> None:
         if _leads_to(path, lock):
             os.unlink(path)
     os.close(lock)
+
+
+def clear_dead(folder: Path, now: float) -> int:
+    """Remove the files of supervisors that are long dead from a runtime folder; return of how many. ``now``: epoch seconds.
+
+    Such are those whose lock nobody has, and of whose files none changed for a day: what a budget of an earlier run spent,
+    and that its queue was recovered in this run of the kernel, is of no use any more.
+    """
+    stems: dict[str, list[Path]] = {}
+    for path in folder.iterdir():
+        if path.suffix in _KINDS:
+            stems.setdefault(path.name.removesuffix(path.suffix), []).append(path)
+    cleared = 0
+    for stem, paths in stems.items():
+        with contextlib.suppress(OSError):  # gone meanwhile, or none of ours
+            if now - max(path.lstat().st_mtime for path in paths) < _OLD_S:
+                continue
+            lock_path = folder / f"{stem}.lock"
+            lock, _ = _try_lock(lock_path)
+            if lock is None:
+                continue
+            for path in paths:
+                if path != lock_path:
+                    path.unlink(missing_ok=True)
+            release_lock(lock_path, lock)
+            cleared += 1
+    return cleared
+
+
+def _try_lock(path: Path) -> tuple[int | None, str]:
+    """Return the descriptor of a lock that we have now, or None and the pid of who has it, as far as that is told."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _leads_to(path, lock):
+            return lock, ""
+        holder = ""  # its last holder removed it after we had opened it: there may be another by now
+    except BlockingIOError:
+        holder = os.read(lock, 64).decode(errors="replace").partition(" ")[0]
+    except BaseException:
+        os.close(lock)
+        raise
+    os.close(lock)
+    return None, holder
 
 
 def _leads_to(path: Path, lock: int) -> bool:

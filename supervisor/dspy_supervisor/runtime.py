@@ -1,6 +1,8 @@
 """The runtime folder: lock, control socket and shared page of the supervisors of one user on this host.
 
-These belong to the host, and most are gone after a reboot; nothing of them lies in the queue, which other hosts may share.
+These belong to the host, and most are gone after a reboot; nothing of them lies in the queue, which other hosts may share. Each
+is named QUEUE_ID.INSTANCE and what it is, and goes with a supervisor that ends in order; of one that was killed the next start of
+any removes them after a day (nodes.py).
 """
 
 from __future__ import annotations

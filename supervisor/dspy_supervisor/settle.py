@@ -54,7 +54,8 @@ def recover(supervisor: Supervisor, *, anew: bool = False) -> None:
     settle_commits(supervisor.queue, result, alone=others == dead, torn=torn)
     _take(supervisor, dead | {observer.me} if anew else dead, result)
     supervisor.alive = others - dead
-    note_boot(supervisor.boot_note)
+    if supervisor.layout.filesystem.tears_renames:
+        note_boot(supervisor.boot_note)
     if result:
         log.info(
             "recovered",

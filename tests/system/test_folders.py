@@ -172,7 +172,7 @@ def test_a_queue_of_another_id_is_served_by_its_own_lock_socket_and_page(rig: Ri
     assert rig.record("a1")["status"] == "done"
     assert json.loads(command(rig, "status", "--json").stdout)["queue_id"] == now
     names = {path.name for path in first.runtime.iterdir()}
-    assert {f"{now}.main.{kind}" for kind in ("lock", "sock", "page", "boot")} <= names
+    assert {f"{now}.main.{kind}" for kind in ("lock", "sock", "page")} <= names
     assert {name for name in names if name.startswith(before)} <= {f"{before}.main.checkpoint"}
     assert command(rig, "queue", "fsck", "--repair").returncode == 75
     third = rig.start(ready=False)

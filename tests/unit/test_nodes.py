@@ -4,6 +4,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 
 import pytest
@@ -66,6 +67,21 @@ def test_a_lock_that_its_last_holder_removes_while_it_is_waited_for_is_none(rig,
     with second, pytest.raises(AlreadyRunning):
         Presence(rig.layout, locks / "lock")
     assert closed and os.listdir(locks) == []
+
+
+def test_only_what_is_old_and_of_nobody_is_cleared(rig, locks):
+    for name in ("q.main.page", "q.main.lock", "q.main.boot", "held.main.page", "young.main.page", "mine.txt"):
+        (locks / name).touch()
+        os.utime(locks / name, (1.0, 1.0))
+    os.utime(locks / "young.main.page")
+    os.symlink("nowhere", locks / "link.main.lock")
+    os.utime(locks / "link.main.lock", (1.0, 1.0), follow_symlinks=False)
+    with Presence(rig.layout, locks / "held.main.lock"):
+        os.utime(locks / "held.main.lock", (1.0, 1.0))
+        assert nodes.clear_dead(locks, time.time()) == 1
+        assert set(os.listdir(locks)) == {
+            "held.main.lock", "held.main.page", "young.main.page", "mine.txt", "link.main.lock"
+        }  # fmt: skip
 
 
 def test_nothing_stays_open_or_locked_where_a_node_cannot_announce_itself(rig, locks, monkeypatch):
