@@ -66,7 +66,7 @@ def build(folder: Path, files: dict[str, str]) -> Path:
     wheel = next((folder / "dist").glob("*.whl"))
     if sys.version_info[:2] != (3, 11):
         raise RuntimeError("the guest's Python is 3.11: run this with the same one, so that it can use the same wheels")
-    _run(sys.executable, "-m", "pip", "install", "-q", "--target", str(tree / "opt/dspy-supervisor"), str(wheel))
+    _run(sys.executable, "-m", "pip", "install", "-q", "--target", str(tree / "opt/dspy-supervisor"), f"{wheel}[api]")
     every = {
         "etc/hostname": "guest\n",
         "etc/fstab": "/dev/vda / ext4 rw,relatime 0 1\n",

@@ -103,7 +103,7 @@ class Machine:
         assert self._link is not None and self._process is not None
         self._link.sendall(json.dumps({"run": "systemctl poweroff", "timeout_s": 60}).encode() + b"\n")
         self._process.wait(BOOT_S)
-        self._link.close()
+        self._hang_up()
         self.boot()
 
     def cut_power(self) -> None:
@@ -113,7 +113,12 @@ class Machine:
         self._process.wait()
         self._process = None
         if self._link is not None:
-            self._link.close()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        assert self._link is not None
+        self._lines.close()  # or the socket stays open
+        self._link.close()
 
     def close(self) -> None:
         """Switch it off."""

@@ -30,6 +30,16 @@ def work(task):
     if what.get("hog"):
         block = bytearray(what["hog"] << 20)
         block[::4096] = b"x" * len(block[::4096])
+    if what.get("forks"):
+        forked = 0
+        try:
+            while forked < what["forks"]:
+                if os.fork() == 0:
+                    time.sleep(600)
+                    os._exit(0)
+                forked += 1
+        except OSError as error:
+            return {"forked": forked, "why": error.strerror}
     if what.get("until"):
         pathlib.Path(what["until"] + ".begun").write_text(str(os.getpid()))
         while not pathlib.Path(what["until"]).exists():
@@ -55,6 +65,8 @@ durability = "full"
 handler = "handlers:work"
 workers = 2
 memory_bytes = "192M"
+max_processes = 40
+cpu_weight = 50
 max_ooms = 1
 max_crashes = 1
 '''
@@ -113,7 +125,20 @@ def test_a_task_runs_in_a_group_of_its_own(guest: Machine, main: Service) -> Non
     assert group.startswith("0::/system.slice/dspy-supervisor.service/worker-")
     status = main.status()
     assert status["cgroups"] == ["cpu", "memory", "pids"]
-    assert guest.ok(f"cat /sys/fs/cgroup{group[3:]}/memory.max").strip() == str(192 << 20)
+    bounds = [
+        guest.ok(f"cat /sys/fs/cgroup{group[3:]}/{name}").strip() for name in ("memory.max", "pids.max", "cpu.weight")
+    ]
+    assert bounds == [str(192 << 20), "40", "50"]
+
+
+@MINUTES
+def test_a_fork_bomb_ends_at_the_bound_of_its_own_group(guest: Machine, main: Service) -> None:
+    main.submit("beside", until="/tmp/beside")
+    main.submit("bomb", forks=500)
+    found = main.record("bomb")["runner_result"]
+    assert 30 < found["forked"] < 40 and found["why"] == "Resource temporarily unavailable"
+    guest.ok("nsenter -t $(systemctl show dspy-supervisor --property=MainPID --value) -m touch /tmp/beside")
+    assert main.record("beside")["attempt"] == 0
 
 
 @MINUTES
@@ -156,7 +181,9 @@ def test_a_sandbox_holds_under_the_unit(guest: Machine, main: Service) -> None:
 @MINUTES
 def test_an_instance_serves_a_queue_of_its_own_beside_the_first(guest: Machine, main: Service, extra: Service) -> None:
     before = main.pid
-    assert f"wrote {extra.settings}" in guest.ok("dspy-supervisor service install extra --run-as alice", 600)
+    guest.ok("umask 077 && echo 0123456789abcdef0123456789abcdef > /root/token")  # which alice can't read
+    said = guest.ok("dspy-supervisor service install extra --run-as alice --http-token-file /root/token", 600)
+    assert f"wrote {extra.settings}" in said
     assert extra.show("ActiveState") == "active"
     assert extra.show("StatusText") == f"serving {extra.queue}"
     guest.ok(f"printf '{HANDLER}' >> {extra.settings} && systemctl reload {extra.unit}")
@@ -164,9 +191,27 @@ def test_an_instance_serves_a_queue_of_its_own_beside_the_first(guest: Machine, 
     group = extra.record("second")["runner_result"]["group"]
     assert f"/{extra.unit}.service/worker-" in group
     assert main.pid == before
+    _speaks_http_with_its_credential(guest, extra)
     guest.ok("dspy-supervisor service uninstall extra", 300)
     assert guest.run(f"systemctl cat {extra.unit}").code != 0
     assert main.pid == before
+
+
+_RESUME = """\
+import sys, urllib.request
+token = {"Authorization": "Bearer " + open("/root/token").read().strip()} if sys.argv[1:] else {}
+url, head = "http://127.0.0.1:9097/v1/queue/resume", {"Content-Type": "application/json"}
+print(urllib.request.urlopen(urllib.request.Request(url, b"{}", head | token)).status)
+"""
+
+
+def _speaks_http_with_its_credential(guest: Machine, extra: Service) -> None:
+    """The gateway knows the token, and the controller's step is compiled: the unit forbids neither sockets nor Numba's pages."""
+    guest.ok(f"cat > /root/resume.py <<'EOF'\n{_RESUME}EOF")
+    until(lambda: guest.run("python3 /root/resume.py token").out.strip() == "200", "the gateway answers", 300)
+    refused = guest.run("python3 /root/resume.py")
+    assert refused.code != 0 and "401" in refused.err
+    until(lambda: extra.status()["services"]["controller"]["step"] == "compiled", "the step is compiled", 600)
 
 
 @MINUTES
