@@ -18,7 +18,6 @@ NAMES = (".env", ".env.*", ".git", "dspy-supervisor.toml", "*.pem", "*.key")
 MOST_FILES = 200_000  #: that are looked at: about a second, and some more where the disk has to be asked
 MOST_SECRETS = 2000  #: each costs a task a mount, or the rules for all that lies beside it
 
-_FOLDER = "folder of code"
 _SECRET = re.compile("|".join(map(fnmatch.translate, NAMES)))
 _INSTALLED = frozenset(("site-packages", "dist-packages", "node_modules", "__pycache__"))
 
@@ -54,11 +53,12 @@ def find(folders: Iterable[str], passed: Collection[str]) -> list[str]:
                 elif deeper and entry.is_dir(follow_symlinks=False):
                     todo.append(entry.path)
             if looked > MOST_FILES or len(found) > MOST_SECRETS:
-                expected = (
+                raise ConfigError(
+                    "folder of code",
+                    top,
                     f"no more than {MOST_FILES} files and {MOST_SECRETS} secrets by name; what sandbox_read and sandbox_write "
-                    "name inside of it is not looked into, or start the supervisor in another folder"
+                    "name inside of it is not looked into, or start the supervisor in another folder",
                 )
-                raise ConfigError(_FOLDER, top, expected)
     return found
 
 
