@@ -208,7 +208,7 @@ def test_the_service_manager_is_told_of_every_state(rig: Rig, tmp_path: Path) ->
         environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
         supervisor = rig.start(settings={"drain_s": 7, "kill_grace_s": 2}, environ=environ, ready=False)
         ready = manager.until("READY")
-        assert ready == {"READY": "1", "STATUS": f"serving {rig.queue}"}
+        assert ready == {"READY": "1", "WATCHDOG": "1", "STATUS": f"serving {rig.queue}"}
         began = time.monotonic()
         for _ in range(4):
             assert manager.until("WATCHDOG") == {"WATCHDOG": "1"}
