@@ -23,6 +23,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,17 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PLATFORM = "manylinux_2_28"
 _GLIBC = "2.28"
-_QUICK = ("attempt", "client_queue", "config", "parts", "queue_model", "taskqueue")  #: tests of the lowest versions
+#: tests of the lowest versions
+_QUICK = (
+    "attempt",
+    "cli_main",
+    "client_queue",
+    "config",
+    "limit",
+    "parts",
+    "queue_model",
+    "taskqueue",
+)
 
 
 class Found(Exception):
@@ -161,7 +172,10 @@ def lowest(wheel: Path, folder: Path) -> str:
     python = sysconfig.get_config_var("BINDIR") + "/python3.11"
     run("uv", "venv", "-q", "--python", python if Path(python).exists() else "3.11", folder)
     into = ("--python", folder / "bin/python")
-    run("uv", "pip", "install", "-q", *into, "--resolution", "lowest-direct", f"{wheel}[plot]")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["plot"]]
+    run("uv", "pip", "install", "-q", *into, "--resolution", "lowest-direct", *wanted)
+    run("uv", "pip", "install", "-q", *into, "--no-deps", wheel)
     listed = run("uv", "pip", "freeze", *into)
     run(
         "uv",
