@@ -69,9 +69,10 @@ def violations(
         elif names[0].startswith("failed/") and task_id not in may_fail:
             wrong.append(f"I3: {task_id} is condemned: {_error(queue, task_id)}")
     for path in (queue / "quarantine").glob("*.json"):
-        reason = json.loads(path.with_name(f"{path.name}.reason").read_bytes())["reason"]
+        note = path.with_name(f"{path.name}.reason")
+        reason = json.loads(note.read_bytes())["reason"] if note.exists() else ""
         if not reason.startswith(BESIDE):  # else it is a copy: its task is where I1 finds it
-            wrong.append(f"I3: quarantine/ holds {path.name}: {reason}")
+            wrong.append(f"I3: quarantine/ holds {path.name}")
     for state in ("done", "failed"):
         for path in (queue / state).iterdir():
             if path.name.startswith("."):
