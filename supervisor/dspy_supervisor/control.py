@@ -20,7 +20,21 @@ from .errors import EXIT_USAGE, SupervisorError
 from .log import log
 from .reactor import Reactor
 
-Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+class Later:
+    """An answer that is not known yet; whoever was asked says it by `end`, once."""
+
+    def __init__(self) -> None:
+        self.hears: Callable[[Callable[[], Mapping[str, Any]]], object] = lambda _: (
+            None
+        )  #: gets what returns or raises it
+
+    def end(self, answer: Callable[[], Mapping[str, Any]]) -> None:
+        """Say it to whoever asked, if that is still there."""
+        self.hears(answer)
+
+
+Answer = Callable[[Mapping[str, Any]], Mapping[str, Any] | Later]
 
 _MAX_REQUEST = 1 << 20  # bytes
 _PATIENCE_S = 10.0  # for a client to send its line and take the answer
@@ -92,19 +106,36 @@ class Control:
             client = _Client(self._reactor, connection, self._answer, self._clients)
             self._clients[connection.fileno()] = client
 
-    def _answer(self, line: bytes) -> bytes:
-        try:
+    def _answer(self, line: bytes) -> bytes | Later:
+        """Return the answer as a line, or what will be one by `_line`."""
+        later: Later | None = None
+
+        def asked() -> Mapping[str, Any]:
+            nonlocal later
             request = orjson.loads(line)
             do = request.get("do") if isinstance(request, dict) else None
             if not isinstance(do, str) or do not in self._requests:
                 known = ", ".join(sorted(self._requests))
-                return orjson.dumps({"ok": False, "error": f"do={do!r}: expected one of {known}", "exit": EXIT_USAGE})
-            return orjson.dumps({"ok": True, **self._requests[do](request)})
-        except SupervisorError as error:
-            return orjson.dumps({"ok": False, "error": str(error), "exit": error.exit_code})
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            log.warning("request_failed", error=str(error))
-            return orjson.dumps({"ok": False, "error": f"{type(error).__name__}: {error}", "exit": 1})
+                return {"ok": False, "error": f"do={do!r}: expected one of {known}", "exit": EXIT_USAGE}
+            answer = self._requests[do](request)
+            if isinstance(answer, Later):
+                later = answer
+                return {}
+            return answer
+
+        said = _line(asked)
+        return said if later is None else later
+
+
+def _line(answer: Callable[[], Mapping[str, Any]]) -> bytes:
+    """Return what is answered, or why it can't be."""
+    try:
+        return orjson.dumps({"ok": True, **answer()}) + b"\n"
+    except SupervisorError as error:
+        return orjson.dumps({"ok": False, "error": str(error), "exit": error.exit_code}) + b"\n"
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        log.warning("request_failed", error=str(error))
+        return orjson.dumps({"ok": False, "error": f"{type(error).__name__}: {error}", "exit": 1}) + b"\n"
 
 
 class _Client:
@@ -114,7 +145,7 @@ class _Client:
         self,
         reactor: Reactor,
         connection: socket.socket,
-        answer: Callable[[bytes], bytes],
+        answer: Callable[[bytes], bytes | Later],
         clients: dict[int, _Client],
     ) -> None:
         self._reactor, self._connection, self._answer, self._clients = reactor, connection, answer, clients
@@ -156,10 +187,23 @@ class _Client:
         while b"\n" in self._input:
             line, _, rest = bytes(self._input).partition(b"\n")
             self._input = bytearray(rest)
-            self._output += self._answer(line) + b"\n"
+            answer = self._answer(line)
+            if isinstance(answer, Later):
+                self._timer.cancel()  # it waits for as long as it wants
+                answer.hears = self._tell
+            else:
+                self._output += answer
+
+    def _tell(self, answer: Callable[[], Mapping[str, Any]]) -> None:
+        """Send an answer that came late. What is done for it is done also where nobody waits for it any more."""
+        said = _line(answer)
+        if self._clients.get(self._number) is self:
+            self._timer = self._reactor.call_later(_PATIENCE_S, self.close)
+            self._output += said
+            self._ready()
 
     def _write(self) -> None:
-        if self._number not in self._clients:
+        if self._clients.get(self._number) is not self:
             return
         if self._output:
             sent = self._connection.send(self._output)

@@ -5,18 +5,19 @@ Signals and the control socket both come here. What can't be done is refused bef
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dspy_fastpath.counters import Gauge
 
 from . import budget
 from .config import differences
+from .control import Later
 from .environment import journal_stream
-from .errors import ConfigError, SupervisorError, WaitTimeout
+from .errors import ConfigError, SupervisorError
 from .log import configure, log, reopen
 from .rehearsal import Rehearsal
 from .task import WorkloadClass
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from .loop import Supervisor
 
 _STEERED_S = 30.0  # a controller says something about each class far more often
-_PATIENCE_S = 2.0  # that handlers get to be loaded while who asked for a reload is kept waiting, and all else too
 MAX_LIMIT = 256  #: tasks of one class at once that signals can reach
 
 
@@ -34,6 +34,14 @@ class HandlersUnfit(SupervisorError):
     """Handlers can't be loaded."""
 
     exit_code = ConfigError.exit_code
+
+
+class Overtaken(SupervisorError):
+    """A reload came to nothing, since something else happened meanwhile."""
+
+
+def _overtake(why: str) -> NoReturn:
+    raise Overtaken(f"nothing was changed: {why}")
 
 
 class Orders:
@@ -46,38 +54,35 @@ class Orders:
         self.changes: dict[str, Counter[str]] = {}  #: class to how often its limit changed, by the word of the reason
         self._steered_at = 0.0  # monotonic seconds; 0: never
         self._rehearsal: Rehearsal | None = None
+        self._answer = Later()  # to whoever asked for it
 
     @property
     def pids(self) -> set[int]:
         """Processes of its own."""
         return self._rehearsal.pids if self._rehearsal is not None else set()
 
-    def reload(self, patience_s: float = _PATIENCE_S) -> dict[str, Any]:
-        """Read the configuration anew; apply what can be applied, and return what was and what needs a restart.
+    def reload(self) -> dict[str, Any] | Later:
+        """Read the configuration anew; apply what can be applied, and say what was and what needs a restart.
 
-        Where workers are to be replaced for it, it is seen first whether they could load their handlers. Raises WaitTimeout
-        where that takes longer than ``patience_s``: the log tells how it ends. Raises SupervisorError or OSError where the
-        configuration can't work, and then it is as it was.
+        Where workers are to be replaced for it, it is seen first whether they could load their handlers, and the answer comes
+        later. Raises SupervisorError or OSError where the configuration can't work, and then it is as it was.
         """
         supervisor = self._supervisor
-        self.close()  # one that was asked for before, and is not applied yet, counts no more
+        self.close("another reload took its place")
         loaded = supervisor.loaded.reload()
         if not differences(supervisor.config, loaded.config)[0]:
             return self._apply(loaded)
-        self._rehearsal = Rehearsal(loaded.config, supervisor.layout.path, supervisor.presence.node)
-        if self._rehearsal.wait(patience_s):
-            return self._decide(loaded)
-        self._rehearsal.listen(supervisor.reactor, lambda: self._try(lambda: self._decide(loaded)))
-        raise WaitTimeout(
-            f"the handlers are loaded first, to see that they work, and that takes more than {patience_s:g} s: the settings "
-            f"are applied when they do; the log says 'reloaded' then, or 'reload_refused', and why"
-        )
+        rehearsal = Rehearsal(loaded.config, supervisor.layout.path, supervisor.presence.node)
+        self._rehearsal, self._answer = rehearsal, Later()
+        rehearsal.listen(supervisor.reactor, partial(self._answer.end, lambda: self._decide(loaded)))
+        return self._answer
 
-    def close(self) -> None:
+    def close(self, why: str = "the supervisor ends") -> None:
         """Apply no settings that wait for their handlers."""
         if self._rehearsal is not None:
             self._rehearsal.close()
             self._rehearsal = None
+            self._answer.end(partial(_overtake, why))
 
     def _decide(self, loaded: Loaded) -> dict[str, Any]:
         """Apply settings whose handlers were loaded, or raise HandlersUnfit where a class that works would not any more."""
@@ -142,14 +147,19 @@ class Orders:
 
     def try_to_reload(self) -> None:
         """Reload, now or when the handlers are loaded, or say why not and go on."""
-        with contextlib.suppress(WaitTimeout):
-            self._try(lambda: self.reload(patience_s=0.0))
+
+        def reload() -> None:
+            answer = self.reload()
+            if isinstance(answer, Later):
+                answer.hears = self._try
+
+        self._try(reload)
 
     def _try(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except WaitTimeout:
-            raise
+        except Overtaken:
+            pass  # the one that took its place says how it ended
         except (SupervisorError, OSError) as error:
             log.error("reload_refused", error=str(error), next="going on with the configuration as it was")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dspy_fastpath.counters import Counter, Gauge, Global
 
 from . import __version__, budget
+from .control import Answer
 from .errors import ConfigError, SupervisorError, TaskNotFound
 from .jobbook import JobBook, is_carried
 from .lanes import CLOSING
@@ -32,7 +33,7 @@ Request = Mapping[str, Any]
 _STATES = {0: "running", 1: "paused", 2: "failed"}
 
 
-def requests(supervisor: Supervisor) -> dict[str, Callable[[Request], Mapping[str, Any]]]:
+def requests(supervisor: Supervisor) -> dict[str, Answer]:
     """Return what can be asked, by name."""
     return {
         "status": lambda _: status(supervisor),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from dspy_fastpath.counters import Page
 from dspy_supervisor.errors import SupervisorError
@@ -165,6 +168,16 @@ def test_a_handler_that_cannot_work_is_refused_whole_and_nothing_changes(
     assert result(rig, "a3") == "mended"
 
 
+def rehearsals(one: Supervised) -> list[int]:
+    """The processes that only load handlers."""
+    found = []
+    for child in one.children():
+        with contextlib.suppress(psutil.Error):  # gone meanwhile
+            if "rehearsal" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
+
+
 def test_handlers_that_take_long_to_load_hold_nothing_up(rig: Rig, write: Write, cli: Cli, jobs: Path) -> None:
     write({"handler": "jobs:run"})
     one = start(rig, handlers=OTHERS, workers=1)
@@ -176,13 +189,20 @@ def test_handlers_that_take_long_to_load_hold_nothing_up(rig: Rig, write: Write,
     write({"handler": "slow:nofunc"})
     one.signal(signal.SIGHUP)
     assert result(rig, "a2") == "works"
+    first = until(lambda: rehearsals(one), "the handlers are loaded")
     write({"handler": "slow:run"})  # in place of the one before
-    waits = cli("config", "reload", *where)
-    assert waits.returncode == 5 and "the settings are applied when they do" in waits.stderr
-    assert result(rig, "a3") == "works"
-    assert not events(one, "reloaded", "reload_refused")
-    gate.touch()
-    until(lambda: events(one, "reloaded"), "it is applied")
+    with ThreadPoolExecutor() as threads:
+        waits = threads.submit(cli, "config", "reload", *where)
+        until(lambda: set(rehearsals(one)) - {*first}, "the handlers of the next are loaded")
+        assert result(rig, "a3") == "works"
+        assert not waits.done() and not events(one, "reloaded", "reload_refused")
+        write({"handler": "slow:run"}, max_depth=90)
+        last = threads.submit(cli, "config", "reload", *where)
+        overtaken = waits.result(30)
+        assert overtaken.returncode == 1 and "nothing was changed: another reload took its place" in overtaken.stderr
+        assert not last.done()
+        gate.touch()
+        assert last.result(30).stdout.startswith("applied: class.cpu_short.handler\n")
     until(lambda: result(rig, f"b{time.monotonic_ns()}") == "slow", "others take the place of the workers")
     assert not events(one, "reload_refused", "stray_left")
 

@@ -88,7 +88,9 @@ def check(loaded: Loaded, imports: bool, as_json: bool) -> None:
 @with_config
 def reload(loaded: Loaded, as_json: bool) -> None:
     """Let the running supervisor read its settings anew, as HUP does; say what it applied, and what needs a restart."""
-    answer = ask(supervisor_socket(loaded.config), {"do": "reload"})
+    from ..rehearsal import LONGEST_S
+
+    answer = ask(supervisor_socket(loaded.config), {"do": "reload"}, LONGEST_S + 10)  # handlers are loaded first
     applied, restart = answer["applied"], answer["needs_restart"]
     if as_json:
         print_json({"applied": applied, "needs_restart": restart})
