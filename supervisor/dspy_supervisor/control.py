@@ -24,14 +24,12 @@ from .reactor import Reactor
 class Later:
     """An answer that is not known yet; whoever was asked says it by `end`, once."""
 
-    def __init__(self) -> None:
-        self.hears: Callable[[Callable[[], Mapping[str, Any]]], object] = lambda _: (
-            None
-        )  #: gets what returns or raises it
+    hears: Callable[[Callable[[], Mapping[str, Any]]], object] | None = None  #: gets what returns the answer, or raises
 
     def end(self, answer: Callable[[], Mapping[str, Any]]) -> None:
-        """Say it to whoever asked, if that is still there."""
-        self.hears(answer)
+        """Say it to whoever asked."""
+        if self.hears is not None:
+            self.hears(answer)
 
 
 Answer = Callable[[Mapping[str, Any]], Mapping[str, Any] | Later]
