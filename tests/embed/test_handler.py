@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -15,7 +16,7 @@ from dspy_supervisor import Queue, TaskFailed
 from dspy_supervisor.config_embed import EmbedOptions
 from dspy_supervisor.embedding import read_vectors
 from dspy_supervisor.embedding.options import check_installed
-from dspy_supervisor.embedding.shared import Asker, Gone
+from dspy_supervisor.embedding.shared import Asker, Gone, _connect
 from dspy_supervisor.errors import ConfigError, ServiceUnavailable
 from dspy_supervisor.handlers import make
 
@@ -27,7 +28,14 @@ WAIT_S = 60
 
 
 def listening(one: Supervised) -> None:
-    until(lambda: [*one.runtime.glob("*.embed")], "the process that batches listens", WAIT_S)
+    def answers() -> bool:  # its file is there a moment before it listens
+        with contextlib.suppress(ValueError, OSError):
+            (path,) = one.runtime.glob("*.embed")
+            _connect(path).close()
+            return True
+        return False
+
+    until(answers, "the process that batches listens", WAIT_S)
 
 
 def free_port() -> int:
