@@ -58,8 +58,8 @@ def kernel() -> tuple[Path, Path]:
     return next(boot.glob("vmlinuz-*")), next(boot.glob("initrd.img-*"))
 
 
-def build(folder: Path, files: dict[str, str]) -> Path:
-    """Return a disk with this tree's wheel and these files (path below /: text) on it."""
+def build(folder: Path, files: dict[str, str | bytes]) -> Path:
+    """Return a disk with this tree's wheel and these files (path below /: content) on it."""
     tree = folder / "root"
     _run("cp", "-a", str(system()), str(tree))
     _run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder / "dist"), str(ROOT))
@@ -67,7 +67,7 @@ def build(folder: Path, files: dict[str, str]) -> Path:
     if sys.version_info[:2] != (3, 11):
         raise RuntimeError("the guest's Python is 3.11: run this with the same one, so that it can use the same wheels")
     _run(sys.executable, "-m", "pip", "install", "-q", "--target", str(tree / "opt/dspy-supervisor"), f"{wheel}[api]")
-    every = {
+    every: dict[str, str | bytes] = {
         "etc/hostname": "guest\n",
         "etc/fstab": "/dev/vda / ext4 rw,relatime 0 1\n",
         "etc/systemd/system/rig-agent.service": _AGENT_UNIT,
@@ -78,7 +78,7 @@ def build(folder: Path, files: dict[str, str]) -> Path:
     for name, text in every.items():
         path = tree / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
     (tree / "usr/local/bin/dspy-supervisor").chmod(0o755)
     wants = tree / "etc/systemd/system/basic.target.wants"
     wants.mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from ..conftest import until
+from ..nvml import RTX_4090, SONAME, Script, compile_library
 from .image import build
 from .machine import Machine
 from .service import OwnService, Service
@@ -78,9 +79,16 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     if missing or os.geteuid() != 0:
         pytest.fail(f"needs root, and the programs {', '.join(missing) or 'that are here'}")
     folder = tmp_path_factory.mktemp("guest")
-    machine = Machine(
-        build(folder, {"etc/dspy-supervisor/handlers.py": HANDLERS, "etc/dspy-supervisor/config.toml": SETTINGS})
-    )
+    library = compile_library(folder / "nvml")
+    driver = Script(folder / "script", library).gpu(0, uuid="GPU-1", **RTX_4090)
+    files: dict[str, str | bytes] = {
+        "etc/dspy-supervisor/handlers.py": HANDLERS,
+        "etc/dspy-supervisor/config.toml": SETTINGS,
+        f"usr/lib/{os.uname().machine}-linux-gnu/{SONAME}": library.read_bytes(),
+        "etc/nvml": driver.path.read_text(),
+        "etc/systemd/system.conf.d/nvml.conf": "[Manager]\nDefaultEnvironment=NVML_SCRIPT=/etc/nvml\n",
+    }
+    machine = Machine(build(folder, files))
     machine.boot()
     try:
         yield machine
@@ -206,7 +214,7 @@ print(urllib.request.urlopen(urllib.request.Request(url, b"{}", head | token)).s
 
 
 def _speaks_http_with_its_credential(guest: Machine, extra: Service) -> None:
-    """The gateway knows the token, and the controller's step is compiled: the unit forbids neither sockets nor Numba's pages."""
+    """The gateway knows the token, the step is compiled, a driver is heard: the unit forbids no socket, Numba's pages or NVML."""
     guest.ok(f"cat > /root/resume.py <<'EOF'\n{_RESUME}EOF")
     until(lambda: guest.run("python3 /root/resume.py token").out.strip() == "200", "the gateway answers", 300)
     # The reload above gives the gateway its settings anew, by a process of their own: nobody may listen for a moment.
@@ -216,6 +224,8 @@ def _speaks_http_with_its_credential(guest: Machine, extra: Service) -> None:
         300,
     )
     until(lambda: extra.status()["services"]["controller"]["step"] == "compiled", "the step is compiled", 600)
+    show = f"dspy-supervisor gpu --config {extra.settings}"
+    until(lambda: str(RTX_4090["name"]) in extra.shell(show).out, "the driver's GPU is seen", 300)
 
 
 @MINUTES
