@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from . import bounds, proctree
 from .birth import enter, fork
 from .config import ClassConfig, Config
 from .environment import set_variable
 from .errors import ConfigError
-from .handlers import make
+from .handlers import chosen_by, make
 from .log import log
 from .reactor import Reactor, Timer
 
@@ -175,15 +175,7 @@ def _load(settings: ClassConfig, config: Config, queue: Path) -> None:
     """Load what a worker of this class loads. Raises ConfigError."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
-    named = [(None, settings.handler), *((kind, kind) for kind in config.kinds), *config.kind_handlers.items()]
-    chosen: list[tuple[str | None, str]] = [(kind, name) for kind, name in named if name is not None]
-    options: dict[str, Any] = {
-        "call_allow": config.call_allow,
-        "command_env": (*config.command_env, *settings.environment, *settings.sandbox_env),
-        "command_cwd": config.command_cwd,
-        "kill_grace_s": config.kill_grace_s,
-        "environments": dict(config.environments),
-    }
+    chosen, options = chosen_by(settings, config)
     if settings.sandbox == "off":
         for _, name in chosen:
             make(name, **options, embed=config)

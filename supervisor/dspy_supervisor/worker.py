@@ -33,7 +33,7 @@ from .embedding.options import shared_socket
 from .environment import set_variable
 from .environments import Marks
 from .errors import ConfigError
-from .handlers import make
+from .handlers import chosen_by, make
 from .hedges import SECOND, second_of
 from .kept import Kept
 from .log import log
@@ -183,15 +183,7 @@ class Worker:
         config, settings = self._post.config, self._post.settings
         if (here := os.getcwd()) not in sys.path:
             sys.path.append(here)  # a handler's module may lie where the supervisor was started; it hides no other
-        named = [(None, settings.handler), *((kind, kind) for kind in config.kinds)]
-        chosen = [(kind, name) for kind, name in [*named, *config.kind_handlers.items()] if name is not None]
-        options: dict[str, Any] = {
-            "call_allow": config.call_allow,
-            "command_env": (*config.command_env, *settings.environment, *settings.sandbox_env),
-            "command_cwd": config.command_cwd,
-            "kill_grace_s": config.kill_grace_s,
-            "environments": dict(config.environments),
-        }
+        chosen, options = chosen_by(settings, config)
         if settings.sandbox != "off":
             self._lock_in(chosen, options)
             return

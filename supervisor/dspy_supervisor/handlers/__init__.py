@@ -5,10 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from ..config_class import BUILT_IN as BUILT_IN
 from ..config_embed import EmbedSettings
 from ..parts import Handler, load
+
+if TYPE_CHECKING:
+    from ..config import ClassConfig, Config
+
+
+def chosen_by(settings: ClassConfig, config: Config) -> tuple[list[tuple[str | None, str]], dict[str, Any]]:
+    """Return what a worker of this class makes: (kind, or None for the class's own; name) of each, and the options for all."""
+    named = [(None, settings.handler), *((kind, kind) for kind in config.kinds), *config.kind_handlers.items()]
+    options = {
+        "call_allow": config.call_allow,
+        "command_env": (*config.command_env, *settings.environment, *settings.sandbox_env),
+        "command_cwd": config.command_cwd,
+        "kill_grace_s": config.kill_grace_s,
+        "environments": dict(config.environments),
+    }
+    return [(kind, name) for kind, name in named if name is not None], options
 
 
 def make(
