@@ -24,6 +24,7 @@ cdef extern from * nogil:
     #define page_load(cell) __atomic_load_n((cell), __ATOMIC_RELAXED)
     #define page_load_acquire(cell) __atomic_load_n((cell), __ATOMIC_ACQUIRE)
     #define page_store(cell, value) __atomic_store_n((cell), (value), __ATOMIC_RELAXED)
+    #define page_release(cell, value) __atomic_store_n((cell), (value), __ATOMIC_RELEASE)
     #define page_add(cell, n) ((void)__atomic_fetch_add((cell), (n), __ATOMIC_RELAXED))
     #define page_fence_acquire() __atomic_thread_fence(__ATOMIC_ACQUIRE)
     #define page_fence_release() __atomic_thread_fence(__ATOMIC_RELEASE)
@@ -33,7 +34,9 @@ cdef extern from * nogil:
     """
     int64_t page_load(int64_t *cell)
     uint64_t page_load_acquire(uint64_t *cell)
+    int64_t page_acquire "page_load_acquire"(int64_t *cell)
     void page_store(int64_t *cell, int64_t value)
+    void page_release(int64_t *cell, int64_t value)
     void page_add(int64_t *cell, int64_t n)
     void page_fence_acquire()
     void page_fence_release()
@@ -327,12 +330,12 @@ cdef class Page:
         page_add(self.global_cell(number, True), n)
 
     def set_global(self, int number, long long value):
-        """Set a gauge that belongs to no class."""
-        page_store(self.global_cell(number, True), value)
+        """Set a gauge that belongs to no class; who reads it sees what was written to the page before."""
+        page_release(self.global_cell(number, True), value)
 
     def get_global(self, int number):
         """Return a counter or gauge that belongs to no class."""
-        return page_load(self.global_cell(number, False))
+        return page_acquire(self.global_cell(number, False))
 
     def observe(self, int klass, int which, double seconds):
         """Count one time in a histogram of a class; below 0 counts as 0, above 1e9 s as 1e9 s."""

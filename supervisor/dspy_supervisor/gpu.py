@@ -91,6 +91,7 @@ class Sight:
 
 def read(page: Page) -> Sight:
     """Return what the page tells of GPUs and host."""
+    state = Telemetry(page.get_global(Global.TELEMETRY))  # first: it is written last, when all GPUs are there
     found = {place: view for place in range(GPUS) if (view := page.gpu_read(place)) is not None}
     gpus = tuple(
         Gpu(
@@ -108,7 +109,7 @@ def read(page: Page) -> Sight:
     )
     host = page.host_read()
     at = max([one.at for one in gpus] + ([host.at] if host else []), default=0.0)
-    return Sight(Telemetry(page.get_global(Global.TELEMETRY)), gpus, host.values if host else None, at)
+    return Sight(state, gpus, host.values if host else None, at)
 
 
 def throttle_words(bits: float) -> list[str]:

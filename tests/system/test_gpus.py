@@ -74,6 +74,14 @@ def gpus(tmp_path: Path, rig: Rig) -> Gpus:
     return Gpus(tmp_path, rig._start)
 
 
+def let_through(*gates: Gate) -> None:
+    """Let tasks end that have all begun, so that they ran at the same time."""
+    for gate in gates:
+        gate.wait()
+    for gate in gates:
+        gate.open()
+
+
 def why(one: Supervised, task_id: str) -> str:
     """Return why a task waits."""
     found: str = one.ask("explain", id=task_id)["explanation"]
@@ -88,9 +96,7 @@ def test_each_task_sees_just_the_gpus_it_was_given(gpus: Gpus, tell: Tell) -> No
     tell(gpu(A), gpu(B), gpu(C))
     gpus.begin(3)
     first, second, third = (gpus.wait_in(name) for name in ("one", "two", "three"))
-    for gate in (first, second, third):
-        gate.wait()
-        gate.open()
+    let_through(first, second, third)
     seen = [gpus.result(name) for name in ("one", "two", "three")]
     assert sorted(devices(result) for result in seen) == [[A], [B], [C]]
     assert {result["CUDA_DEVICE_ORDER"] for result in seen} == {"PCI_BUS_ID"}
@@ -306,9 +312,7 @@ def test_slices_are_devices_and_their_gpu_is_none(gpus: Gpus, tell: Tell) -> Non
     tell(gpu(A, mig=1), *slices)
     gpus.begin(2)
     gates = {name: gpus.wait_in(name) for name in ("one", "two")}
-    for gate in gates.values():
-        gate.wait()
-        gate.open()
+    let_through(*gates.values())
     assert sorted(devices(gpus.result(name)) for name in gates) == [["MIG-1"], ["MIG-2"]]
     assert gpus.result("one")["DSPY_GPU_MEMORY_LIMIT"] == str(int(10 * GIB * 0.9))
 
@@ -431,10 +435,7 @@ def test_idle_workers_that_keep_memory_are_replaced_where_that_helps(gpus: Gpus,
     tell(gpu(A))
     one = gpus.begin(2)
     gates = [gpus.wait_in(name, gpu_memory="9G") for name in ("first", "second")]
-    for gate in gates:
-        gate.wait()
-    for gate in gates:
-        gate.open()
+    let_through(*gates)
     keepers = [gpus.result(name)["pid"] for name in ("first", "second")]
 
     def keep(free: float) -> None:

@@ -39,6 +39,25 @@ def test_telemetry_that_is_silent_for_three_periods_is_not_believed(page):
     assert read(page).obstacle(13.1, 1.0) is None
 
 
+def test_who_hears_that_telemetry_watches_sees_every_gpu_it_found(page):
+    """A look into the midst of the first writing finds some GPUs, and must not take them for all."""
+
+    class Midst:
+        def __getattr__(self, name):
+            return getattr(page, name)
+
+        def host_read(self):
+            page.gpu_write(1, b"GPU-b", {}, 10.0)
+            page.set_global(Global.TELEMETRY, Telemetry.WATCHING)
+            return page.host_read()
+
+    page.gpu_write(0, b"GPU-a", {}, 10.0)
+    early = read(Midst())
+    assert (early.state, len(early.gpus)) == (Telemetry.UNWATCHED, 1)
+    sight = read(page)
+    assert (sight.state, len(sight.gpus)) == (Telemetry.WATCHING, 2)
+
+
 def test_a_slice_names_the_gpu_it_is_cut_from(page):
     page.gpu_write(3, b"GPU-a", {GpuValue.MIG: 1.0}, 10.0)
     page.gpu_write(0, b"MIG-b", {}, 10.0, parent=3)
