@@ -28,7 +28,7 @@ from .environments import FOLDER as ENVIRONMENTS
 from .environments import Marks, file_of, is_result
 from .errors import AlreadyRunning, NotRunning, QueueMissing
 from .jobbook import JobBook
-from .layout import FOLDERS, IDENTITY, PAUSED, Durability, Layout, list_folder, read_json, walk_folder
+from .layout import FOLDERS, IDENTITY, PAUSED, Durability, Layout, in_place_of, list_folder, read_json, walk_folder
 from .lookup import Found, files, name_of
 from .nodes import Observer, Presence, claims_of, node_of
 from .recovery import (
@@ -100,7 +100,7 @@ def _identity(config: Config, repair: bool) -> Iterator[Problem]:
     try:
         found = read_json(fd, IDENTITY)
         torn = found is None and os.path.lexists(folder / IDENTITY)
-        missing = [name for name in FOLDERS if not (folder / name).is_dir()]
+        missing = {name: in_place_of(fd, name) for name in FOLDERS if not (folder / name).is_dir()}
         if found is not None and not missing:
             return
         if repair:
@@ -130,8 +130,12 @@ def _identity(config: Config, repair: bool) -> Iterator[Problem]:
         what = "is torn, or no file of ours" if torn else "is missing"
         remedy = "fsck --repair writes it again; the durability that was chosen is to be said to it, by --durability"
         yield Problem(IDENTITY, f"{what}: nobody knows which queue this is{unknown}", remedy, repair)
-    for name in missing:
-        yield Problem(name, "the folder is missing", "fsck --repair, or the next start, makes it", repair)
+    for name, other in missing.items():
+        if other is None:
+            yield Problem(name, "the folder is missing", "fsck --repair, or the next start, makes it", repair)
+        else:
+            remedy = "move it away, and fsck --repair, or the next start, makes the folder"
+            yield Problem(name, f"{other} is where the queue has a folder of its own", remedy)
 
 
 def _told(identity: Path) -> dict[str, str]:

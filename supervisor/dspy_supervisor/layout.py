@@ -289,7 +289,7 @@ def _open_folder(root: int, name: str, path: Path, create: bool) -> int:
         descriptor = os.open(name, _OPEN_FOLDER, dir_fd=root)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            if (what := _in_place_of(root, name)) is None:
+            if (what := in_place_of(root, name)) is None:
                 raise QueueMissing(
                     f"{path / name} is missing: 'dspy-supervisor start --queue-dir {path}' makes it"
                 ) from None
@@ -304,7 +304,7 @@ def _open_folder(root: int, name: str, path: Path, create: bool) -> int:
     return descriptor
 
 
-def _in_place_of(root: int, name: str) -> str | None:
+def in_place_of(root: int, name: str) -> str | None:
     """Return in words what is there and is no folder, or None where nothing is."""
     try:
         mode = os.stat(name, dir_fd=root, follow_symlinks=False).st_mode

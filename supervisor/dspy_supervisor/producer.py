@@ -221,7 +221,11 @@ class Producer:
 
     def _write(self, task_id: str, document: bytes, durable: bool) -> str:
         temporary = f".{task_id}.{uuid7()}.tmp"
-        write_new(self.layout.pending, temporary.encode(), document, durable)
+        try:
+            write_new(self.layout.pending, temporary.encode(), document, durable)
+        except OSError as error:
+            error.filename = str(self.layout.path / "pending")  # what somebody can do something about
+            raise
         return temporary
 
     def _target(self, task_id: str, due: float | None) -> tuple[int, str]:

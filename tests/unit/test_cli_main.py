@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from dspy_supervisor import __version__
-from dspy_supervisor.cli import COMMANDS, main, root
+from dspy_supervisor.cli import BELOW, COMMANDS, main, root
 from dspy_supervisor.layout import Layout
 
 
@@ -54,6 +54,26 @@ def test_every_command_and_sub_command_has_help(run, name):
     for inner in getattr(root.get_command(None, name), "commands", {}):
         code, output, _ = run(name, inner, "--help")
         assert (code, "Usage:" in output) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "likely"),
+    [
+        ("statsu", "'dspy-supervisor status'"),
+        ("retry", "'dspy-supervisor task retry'"),
+        ("nonsense", "look at --help"),
+        ("cancel", "'dspy-supervisor task cancel' or 'dspy-supervisor slurm cancel'"),
+    ],
+)
+def test_a_command_that_is_not_there_is_answered_with_the_likely_ones(run, asked, likely):
+    code, output, errors = run(asked)
+    assert (code, output) == (2, "")
+    assert errors.splitlines()[-1] == f"Error: no command '{asked}' here: {likely}"
+
+
+def test_the_groups_have_the_commands_that_are_looked_for_in_them():
+    groups = {name: getattr(root.get_command(None, name), "commands", None) for name in COMMANDS}
+    assert {name: " ".join(found) for name, found in groups.items() if found} == BELOW
 
 
 @pytest.mark.parametrize("arguments", ["nonsense", "status --nonsense", "start --workers gpu", "start --workers x=1"])

@@ -108,6 +108,17 @@ def test_an_identity_that_is_gone_is_made_again_at_the_level_that_is_asked_for(c
     assert "--durability" in problem.remedy
 
 
+def test_a_file_where_a_folder_belongs_is_named_and_left(config, queue):
+    (queue / "done").rmdir()
+    (queue / "done").write_text("mine")
+    [problem] = examine(config)
+    assert (problem.place, problem.message) == ("done", "a file is where the queue has a folder of its own")
+    assert problem.remedy.startswith("move it away, and fsck --repair")
+    with pytest.raises(QueueMissing, match="done is a file"):
+        list(examine(config, repair=True))
+    assert (queue / "done").read_text() == "mine"
+
+
 def test_a_missing_identity_or_folder_is_made_again(config, queue):
     (queue / "queue.json").unlink()
     (queue / "results").rmdir()

@@ -470,6 +470,12 @@ def test_a_put_that_fails_leaves_nothing_behind_or_says_so(durable, error):
         check(durable.path, [name])
 
 
+def test_an_error_names_the_folder_and_no_temporary_file(durable):
+    with pytest.raises(OSError) as caught, Steps(0, "error", errno.EACCES):
+        durable.put("t")
+    assert caught.value.filename == str(durable.path / "pending")
+
+
 def test_a_batch_that_fails_halfway_is_completed_by_repeating_it(durable):
     tasks = documents(5)
     with pytest.raises(OSError), Steps(8, "error", errno.ENOSPC):

@@ -46,6 +46,16 @@ COMMANDS = {
     "man": ("manual", "Print the manual page."),
 }
 
+#: group: the commands below it, to tell who leaves the group out what was meant
+BELOW = {
+    "task": "show list wait cancel retry logs",
+    "queue": "stats fsck gc pause resume limit",
+    "slurm": "submit status cancel plan render doctor",
+    "cloud": "plan up down status gc pod",
+    "service": "install uninstall status",
+    "config": "show check reload describe env",
+}
+
 
 class LazyGroup(click.Group):
     """A group that knows its commands by name and help, and imports one when it runs."""
@@ -58,6 +68,15 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(import_module(f".{COMMANDS[cmd_name][0]}", __name__), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            likely = " or ".join(f"'{PROGRAM} {words}'" for words in _likely(name)) or "look at --help"
+            raise click.UsageError(f"no command {name!r} here: {likely}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -73,6 +92,14 @@ class LazyGroup(click.Group):
         except BrokenPipeError:  # before click sees it, who would answer with 1
             _discard_output()
             return _BROKEN_PIPE
+
+
+def _likely(name: str) -> list[str]:
+    """Return the commands of groups that have this name, or else the one that has almost this name."""
+    from difflib import get_close_matches
+
+    below = [f"{group} {name}" for group, names in BELOW.items() if name in names.split()]
+    return below or get_close_matches(name, COMMANDS, n=1)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
