@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ..conftest import Supervised, until
-from ..system.conftest import Rig
+from ..system.rig import Rig
 from .collector import Collector, Span, collectors
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

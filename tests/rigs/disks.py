@@ -36,8 +36,8 @@ from dspy_supervisor.layout import Layout
 from dspy_supervisor.producer import Producer
 
 from ..conftest import Supervised, supervisors, until
-from ..system.conftest import PATIENCE_S, PLAY, workers
 from ..system.invariants import runs, violations
+from ..system.rig import PATIENCE_S, PLAY, workers
 from .blocklog import in_own_namespace, mounted
 
 _RESULT_BYTES = 300_000

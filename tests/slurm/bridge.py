@@ -15,7 +15,7 @@ from dspy_supervisor.layout import Layout
 from dspy_supervisor.task import TaskName
 
 from ..conftest import Start, Supervised, until
-from ..system.conftest import Rig
+from ..system.rig import Rig
 from .dev_cluster import DevCluster
 from .faults import Faults
 

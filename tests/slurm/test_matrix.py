@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ..conftest import until
+from ..system.rig import turn
 from .bridge import END_S, Bridge
 
 
@@ -123,6 +124,24 @@ def test_a_supervisor_that_stops_leaves_its_jobs_and_the_next_takes_them_over(br
     bridge.carry()
     bridge.done("a1")
     assert len(bridge.runs()) == 1 and len(bridge.jobs()) == 1
+    bridge.check(drained=True)
+
+
+def test_jobs_go_on_through_upgrades_and_the_next_program_judges_them(bridge: Bridge) -> None:
+    one = bridge.carry()
+    blocker = bridge.fill_cluster()
+    bridge.waiting("queued")
+    job = bridge.job_of("queued")
+    turn(one, 1)
+    bridge.cluster.run("scancel", blocker)
+    bridge.running("queued")
+    bridge.waiting("later")
+    bridge.running("later")
+    turn(one, 2)
+    bridge.release("queued", "later")
+    records = [bridge.done(name) for name in ("queued", "later")]
+    assert [record["attempt"] for record in records] == [0, 0]
+    assert len(bridge.runs()) == 2 == len(bridge.jobs()) and job in bridge.jobs()
     bridge.check(drained=True)
 
 

@@ -8,7 +8,7 @@ import signal
 import time
 
 from ..conftest import Supervised, until
-from .conftest import Rig, events, workers
+from .rig import Rig, events, workers
 
 #: the time of an allocation that is not served: drain, grace, and a reserve of 5 s
 SHORT: dict[str, object] = {"drain_s": 0.5, "kill_grace_s": 0.5}

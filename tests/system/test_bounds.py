@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ..conftest import until
-from .conftest import Rig, events
+from .rig import Rig, events
 
 ONCE: dict[str, object] = {"class.cpu_short.max_attempts": 1, "class.cpu_short.max_ooms": 1, "kill_grace_s": 0.3}
 

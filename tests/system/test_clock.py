@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ..conftest import Supervised, until
-from .conftest import Rig, events, klass
 from .invariants import runs
+from .rig import Rig, events, klass
 
 YEARS, HOURS = 10 * 366 * 86400, -2 * 3600
 

@@ -12,7 +12,7 @@ from dspy_fastpath.counters import Counter, Gauge, Global, Histogram, Page
 from dspy_supervisor import history
 
 from ..conftest import Supervised, until
-from .conftest import Rig, workers
+from .rig import Rig, workers
 
 CPU_SHORT = 0
 

@@ -6,8 +6,8 @@ import signal
 import time
 
 from ..conftest import until
-from .conftest import Rig, kill_whole, klass
 from .invariants import record, runs
+from .rig import Rig, kill_whole, klass
 
 
 def test_defect_1_a_failed_task_does_not_end_the_service(rig: Rig) -> None:

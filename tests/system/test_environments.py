@@ -17,7 +17,7 @@ from dspy_supervisor.layout import Layout
 from dspy_supervisor.pause import Pause
 
 from ..conftest import ROOT, Supervised, until
-from .conftest import Rig, events, kill_whole, klass, workers
+from .rig import Rig, events, kill_whole, klass, workers
 
 COUNTING = {"environments": "counting=tests.system.environments:Counting", "kinds": "environment"}
 

@@ -22,8 +22,8 @@ from dspy_supervisor.proctree import look
 from dspy_supervisor.producer import Producer
 
 from ..conftest import clean_environ, until
-from .conftest import Rig, cpu_s, events, klass, workers
 from .invariants import check, runs
+from .rig import Rig, cpu_s, events, klass, workers
 
 _CAN_MOUNT = os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
 QUICK_SWEEP: dict[str, object] = {"sweep_s": 0.3}

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from ..conftest import Supervised, until
-from .conftest import Rig, cpu_s
 from .invariants import runs
+from .rig import Rig, cpu_s
 
 GRACE: dict[str, object] = {"partial_grace_s": 0.4, "sweep_s": 0.2}
 

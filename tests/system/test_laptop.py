@@ -5,7 +5,7 @@ from __future__ import annotations
 from dspy_supervisor.bounds import own_bytes
 from dspy_supervisor.proctree import trees
 
-from .conftest import Rig
+from .rig import Rig
 
 MOST_BYTES = 250 * 10**6  # the mode's promise; some 36 MB are measured (python -m bench.laptop)
 CLASSES = ("cpu_short", "cpu_long", "gpu")

@@ -18,8 +18,8 @@ from dspy_supervisor.runtime import boot_id
 from prometheus_client.parser import text_string_to_metric_families
 
 from ..conftest import until
-from .conftest import Rig, events, guard, is_alive, kill_whole, workers
 from .invariants import record, runs
+from .rig import Rig, events, guard, is_alive, kill_whole, workers
 
 TASKS = 2000
 

@@ -11,7 +11,7 @@ from dspy_supervisor.task import State
 
 from ..conftest import Start, Supervised, until
 from ..nvml import RTX_4090, Script
-from .conftest import events
+from .rig import events
 
 FIXED = {"policy": "fixed", "telemetry_interval_s": 0.2}
 

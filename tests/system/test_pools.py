@@ -15,7 +15,7 @@ from dspy_supervisor.task import WorkloadClass
 from dspy_supervisor.taskqueue import TaskQueue
 
 from ..conftest import until
-from .conftest import PLAY, Rig, events, klass, workers
+from .rig import PLAY, Rig, events, klass, workers
 
 
 def _module(tmp_path: Path, name: str, text: str) -> Path:

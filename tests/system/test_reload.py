@@ -21,7 +21,7 @@ from dspy_supervisor.schedule import Budget
 
 from ..conftest import Supervised, clean_environ, until
 from ..nvml import RTX_4090, Script
-from .conftest import PLAY, Rig, events, workers
+from .rig import PLAY, Rig, events, workers
 
 Write = Callable[..., None]
 Cli = Callable[..., subprocess.CompletedProcess[str]]

@@ -22,7 +22,7 @@ from dspy_supervisor.errors import ConfigError
 from dspy_supervisor.warden import Warden
 
 from ..conftest import ROOT, Start, clean_environ, supervisors, until
-from .conftest import Rig, events, workers
+from .rig import Rig, events, workers
 
 RUN = "tests.system.escapee:run"
 ENDS_S = 60.0

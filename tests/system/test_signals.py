@@ -17,8 +17,8 @@ import pytest
 from dspy_supervisor.control_client import RequestRefused
 
 from ..conftest import Start, Supervised, clean_environ, until
-from .conftest import PLAY, Rig, events, is_alive, klass, workers
 from .invariants import runs
+from .rig import PLAY, Rig, events, is_alive, klass, workers
 
 
 def test_term_lets_a_running_task_finish_and_starts_no_other(rig: Rig) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ..conftest import until
-from .conftest import Rig, cpu_s, events, is_alive, klass, workers
 from .invariants import record
+from .rig import Rig, cpu_s, events, is_alive, klass, workers
 
 QUICK: dict[str, object] = {"kill_grace_s": 0.3, "class.cpu_short.max_attempts": 1, "max_deliveries": 3}
 

@@ -18,8 +18,8 @@ import pytest
 from dspy_supervisor import __version__
 
 from ..conftest import START_S, Supervised, clean_environ, until
-from .conftest import Rig, events, is_alive, workers
 from .invariants import runs
+from .rig import Rig, events, is_alive, is_now, workers
 
 PACKAGE = Path(str(dspy_supervisor.__file__)).parent
 Install = Callable[..., None]
@@ -49,21 +49,6 @@ def install(tmp_path: Path) -> Install:
         link.with_name("next").rename(link)
 
     return install
-
-
-def is_now(one: Supervised, version: str, number: int) -> None:
-    """Wait until a supervisor is another program."""
-
-    def look() -> bool:
-        try:
-            found = one.status()
-        except dspy_supervisor.ServiceUnavailable:  # asked at the moment of the exec
-            return False
-        facts = found["upgrade"]
-        assert facts["refused"] is None, facts
-        return bool(facts["number"] == number and found["version"] == version and found["pid"] == one.pid)
-
-    until(look, f"it is {version}", START_S)
 
 
 def refusal(one: Supervised) -> str:

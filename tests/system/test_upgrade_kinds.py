@@ -1,25 +1,19 @@
-"""An upgrade beside what workers do in other ways: behind the walls of a sandbox, by commands, with what they keep."""
+"""An upgrade beside what workers do in other ways: behind walls, by commands, on GPUs, twice, with what they keep."""
 
 from __future__ import annotations
 
-import signal
 from typing import Any
 
 import pytest
-from dspy_supervisor import __version__
 
-from ..conftest import Supervised, until
-from .conftest import PATIENCE_S, Rig, events, workers
+from ..conftest import until
+from .gpu_handlers import devices
+from .gpu_rig import GIB, A, B, Gpus, Tell, gpu, until_it_waits
+from .rig import PATIENCE_S, Rig, events, is_alive, klass, turn, workers
 from .test_environments import COUNTING
-from .test_upgrade import is_now
+from .twice import Twice
 
 WAITS = ["sh", "-c", "touch begun; until [ -e go ]; do sleep 0.05; done; pwd"]
-
-
-def turn(one: Supervised, number: int = 1) -> None:
-    """Let the supervisor become the same program once more."""
-    one.signal(signal.SIGUSR2)
-    is_now(one, __version__, number)
 
 
 @pytest.mark.parametrize("sandbox", ["namespaces", "landlock"])
@@ -60,3 +54,45 @@ def test_an_environment_that_a_worker_keeps_lives_on_through_an_upgrade(rig: Rig
     step("close", "close")
     until(lambda: home not in workers(one), "a worker of the first program ends when it keeps nothing more")
     assert one.stop() == 0
+
+
+def test_what_a_task_has_of_the_gpus_stays_its_own_through_an_upgrade(gpus: Gpus, tell: Tell) -> None:
+    tell(gpu(A), gpu(B))
+    one = gpus.begin(3)
+    held = gpus.wait_in("held", gpus=1)
+    held.wait()
+    part = gpus.wait_in("part", gpu_memory="8G")
+    part.wait()
+    for number in (1, 2):
+        turn(one, number)
+        shown = {found["uuid"]: found["tasks"] for found in klass(one, "gpu")["gpus"]}
+        assert {uuid: list(tasks) for uuid, tasks in shown.items()} == {A: ["held"], B: ["part"]}
+        assert shown[B]["part"]["memory"] == 8 * GIB
+        beside = gpus.result(gpus.ask(f"small{number}", gpu_memory="3G"))
+        assert devices(beside) == [B]
+    gpus.ask("large", gpu_memory="15G")
+    until_it_waits(one, "large", "taken by other tasks")
+    for gate in (held, part):
+        gate.open()
+    assert [devices(gpus.result(name)) for name in ("held", "part")] == [[A], [B]]
+    assert {gpus.record(name)["attempt"] for name in ("held", "part")} == {0}
+    gpus.drain()
+    gpus.check(drained=True)
+
+
+def test_of_a_task_that_runs_twice_the_first_run_goes_on_through_an_upgrade(rig: Rig, twice: Twice) -> None:
+    one = twice.supervisor
+    twice.put("first", "second")
+    first, second = twice.both()
+    turn(one)
+    assert is_alive(first)
+    until(lambda: not is_alive(second), "the second run ends: nobody would wait for it")
+    (twice.path / "first").touch()
+    record = rig.record("long")
+    assert (record["runner_result"], record["attempt"]) == (first, 0)
+    for number in range(20):
+        rig.drop(f"again{number}", kind="twice")
+    rig.drain(41)
+    assert not events(one, "worker_died")
+    until(lambda: not list(rig.queue.glob("logs/long/second.*")), "nothing is left over")
+    rig.check(drained=True)

@@ -21,7 +21,7 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, Static
 
 from ..conftest import Supervised, clean_environ, until
-from ..system.conftest import Rig, klass
+from ..system.rig import Rig, klass
 
 PATIENCE_S = 30.0
 
