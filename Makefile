@@ -44,7 +44,7 @@ cloud: $(VENV)/.ready-dev
 
 # A machine of its own under qemu, with systemd: 15 minutes; needs root, qemu-system-x86, debootstrap and Python 3.11.
 guest: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -v tests/guest/systemd.py
+	$(BIN)/python -m pytest -v tests/guest/systemd.py tests/guest/slurm.py
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest bench --benchmark-only

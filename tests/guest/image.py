@@ -13,7 +13,8 @@ from ..conftest import ROOT
 
 PACKAGES = (
     "systemd,systemd-sysv,dbus,udev,kmod,procps,iproute2,python3,linux-image-cloud-amd64,initramfs-tools,"
-    "libpam-systemd,dbus-user-session"  # a user's own service manager
+    "libpam-systemd,dbus-user-session,"  # a user's own service manager
+    "munge,slurmctld,slurmd,slurm-client,slurm-wlm-basic-plugins"
 )
 _AGENT_UNIT = """\
 [Unit]
@@ -29,7 +30,6 @@ WantedBy=basic.target
 _PROGRAM = """\
 #!/usr/bin/python3
 import sys
-sys.path.insert(0, "/opt/dspy-supervisor")
 from dspy_supervisor.__main__ import main
 sys.exit(main())
 """
@@ -73,6 +73,7 @@ def build(folder: Path, files: dict[str, str | bytes]) -> Path:
         "etc/systemd/system/rig-agent.service": _AGENT_UNIT,
         "usr/local/lib/rig/agent.py": Path(__file__).with_name("agent.py").read_text(),
         "usr/local/bin/dspy-supervisor": _PROGRAM,
+        "usr/local/lib/python3.11/dist-packages/dspy-supervisor.pth": "/opt/dspy-supervisor\n",
         **files,
     }
     for name, text in every.items():

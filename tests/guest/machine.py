@@ -98,6 +98,12 @@ class Machine:
         assert said.code == 0, f"{command}: exit {said.code}\n{said.out[-3000:]}\n{said.err[-3000:]}"
         return said.out
 
+    def write(self, path: str, text: str) -> None:
+        """Write a file."""
+        self.ok(
+            f"mkdir -p $(dirname {path}) && cat > {path} <<'END-OF-FILE'\n{text.removesuffix(chr(10))}\nEND-OF-FILE"
+        )
+
     def reboot(self) -> None:
         """Shut it down in order, and switch it on again."""
         assert self._link is not None and self._process is not None

@@ -10,6 +10,9 @@ from typing import Any
 from ..conftest import until
 from .machine import Machine, Said
 
+PLACE = "/var/lib/dspy-supervisor"
+ETC = "/etc/dspy-supervisor"
+
 
 @dataclass(frozen=True)
 class Service:

@@ -3,56 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 
 import pytest
 
 from ..conftest import until
-from ..nvml import RTX_4090, SONAME, Script, compile_library
-from .image import build
+from ..nvml import RTX_4090
 from .machine import Machine
-from .service import OwnService, Service
+from .service import ETC, PLACE, OwnService, Service
 
-PLACE = "/var/lib/dspy-supervisor"
+pytestmark = pytest.mark.timeout(1800)  # an emulated processor
+
 QUEUE = f"{PLACE}/queue"
-ETC = "/etc/dspy-supervisor"
 HOME = "/home/bob"
 PROGRAM = "/opt/dspy-supervisor/dspy_supervisor"
-MINUTES = pytest.mark.timeout(1800)  # an emulated processor
-HANDLERS = """
-import os, pathlib, time
-import dspy_supervisor
-
-def work(task):
-    what = task.payload
-    if what.get("hog"):
-        block = bytearray(what["hog"] << 20)
-        block[::4096] = b"x" * len(block[::4096])
-    if what.get("forks"):
-        forked = 0
-        try:
-            while forked < what["forks"]:
-                if os.fork() == 0:
-                    time.sleep(600)
-                    os._exit(0)
-                forked += 1
-        except OSError as error:
-            return {"forked": forked, "why": error.strerror}
-    if what.get("until"):
-        pathlib.Path(what["until"] + ".begun").write_text(str(os.getpid()))
-        while not pathlib.Path(what["until"]).exists():
-            time.sleep(0.05)
-    if path := what.get("read"):
-        try:
-            return {"read": pathlib.Path(path).read_text()}
-        except OSError as error:
-            return {"refused": error.strerror, "processes": [one for one in os.listdir("/proc") if one.isdecimal()]}
-    group = pathlib.Path("/proc/self/cgroup").read_text().strip()
-    return {"pid": os.getpid(), "group": group, "version": dspy_supervisor.__version__}
-"""
 HANDLER = r'[class.cpu_short]\nhandler = "handlers:work"\nworkers = 1\n'
 SETTINGS = f'''
 mode = "workstation"
@@ -73,27 +37,10 @@ max_crashes = 1
 '''
 
 
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    missing = [name for name in ("qemu-system-x86_64", "debootstrap", "mke2fs") if shutil.which(name) is None]
-    if missing or os.geteuid() != 0:
-        pytest.fail(f"needs root, and the programs {', '.join(missing) or 'that are here'}")
-    folder = tmp_path_factory.mktemp("guest")
-    library = compile_library(folder / "nvml")
-    driver = Script(folder / "script", library).gpu(0, uuid="GPU-1", **RTX_4090)
-    files: dict[str, str | bytes] = {
-        "etc/dspy-supervisor/handlers.py": HANDLERS,
-        "etc/dspy-supervisor/config.toml": SETTINGS,
-        f"usr/lib/{os.uname().machine}-linux-gnu/{SONAME}": library.read_bytes(),
-        "etc/nvml": driver.path.read_text(),
-        "etc/systemd/system.conf.d/nvml.conf": "[Manager]\nDefaultEnvironment=NVML_SCRIPT=/etc/nvml\n",
-    }
-    machine = Machine(build(folder, files))
-    machine.boot()
-    try:
-        yield machine
-    finally:
-        machine.close()
+@pytest.fixture(scope="module", autouse=True)
+def settings(guest: Machine) -> None:
+    """What the service of the machine is told."""
+    guest.write(f"{ETC}/config.toml", SETTINGS)
 
 
 @pytest.fixture
@@ -115,9 +62,7 @@ def own(guest: Machine) -> Service:
     return OwnService(guest, "dspy-supervisor", settings, queue, "bob")
 
 
-@MINUTES
 def test_it_is_installed_started_and_ready(guest: Machine, main: Service) -> None:
-    guest.ok("useradd --create-home alice")
     said = guest.ok("dspy-supervisor service install --run-as alice", 600)
     assert "dspy-supervisor.service serves" in said
     assert main.show("ActiveState") == "active"  # with Type=notify: READY=1 was said
@@ -126,7 +71,6 @@ def test_it_is_installed_started_and_ready(guest: Machine, main: Service) -> Non
     assert guest.run("dspy-supervisor service status").code == 0
 
 
-@MINUTES
 def test_a_task_runs_in_a_group_of_its_own(guest: Machine, main: Service) -> None:
     main.submit("first")
     group = main.record("first")["runner_result"]["group"]
@@ -139,7 +83,6 @@ def test_a_task_runs_in_a_group_of_its_own(guest: Machine, main: Service) -> Non
     assert bounds == [str(192 << 20), "40", "50"]
 
 
-@MINUTES
 def test_a_fork_bomb_ends_at_the_bound_of_its_own_group(guest: Machine, main: Service) -> None:
     main.submit("beside", until="/tmp/beside")
     main.submit("bomb", forks=500)
@@ -149,7 +92,6 @@ def test_a_fork_bomb_ends_at_the_bound_of_its_own_group(guest: Machine, main: Se
     assert main.record("beside")["attempt"] == 0
 
 
-@MINUTES
 def test_the_kernel_ends_one_task_for_its_memory_and_no_other(guest: Machine, main: Service) -> None:
     supervisor = main.pid
     main.submit("neighbour", until="/tmp/neighbour")
@@ -162,7 +104,6 @@ def test_the_kernel_ends_one_task_for_its_memory_and_no_other(guest: Machine, ma
     assert main.pid == supervisor
 
 
-@MINUTES
 def test_reload_reads_the_settings_anew_and_keeps_the_process(guest: Machine, main: Service) -> None:
     supervisor = main.pid
     guest.ok(
@@ -172,7 +113,6 @@ def test_reload_reads_the_settings_anew_and_keeps_the_process(guest: Machine, ma
     assert main.pid == supervisor
 
 
-@MINUTES
 def test_a_sandbox_holds_under_the_unit(guest: Machine, main: Service) -> None:
     guest.ok(
         'printf \'[class.cpu_long]\\nhandler = "handlers:work"\\nworkers = 1\\nsandbox = "on"\\n\' '
@@ -186,7 +126,6 @@ def test_a_sandbox_holds_under_the_unit(guest: Machine, main: Service) -> None:
     assert "namespaces" in guest.ok("journalctl -u dspy-supervisor | grep '\"sandbox\"\\|event.*sandbox\\| sandbox '")
 
 
-@MINUTES
 def test_an_instance_serves_a_queue_of_its_own_beside_the_first(guest: Machine, main: Service, extra: Service) -> None:
     before = main.pid
     guest.ok("umask 077 && echo 0123456789abcdef0123456789abcdef > /root/token")  # which alice can't read
@@ -215,7 +154,7 @@ print(urllib.request.urlopen(urllib.request.Request(url, b"{}", head | token)).s
 
 def _speaks_http_with_its_credential(guest: Machine, extra: Service) -> None:
     """The gateway knows the token, the step is compiled, a driver is heard: the unit forbids no socket, Numba's pages or NVML."""
-    guest.ok(f"cat > /root/resume.py <<'EOF'\n{_RESUME}EOF")
+    guest.write("/root/resume.py", _RESUME)
     until(lambda: guest.run("python3 /root/resume.py token").out.strip() == "200", "the gateway answers", 300)
     # The reload above gives the gateway its settings anew, by a process of their own: nobody may listen for a moment.
     until(
@@ -228,7 +167,6 @@ def _speaks_http_with_its_credential(guest: Machine, extra: Service) -> None:
     until(lambda: str(RTX_4090["name"]) in extra.shell(show).out, "the driver's GPU is seen", 300)
 
 
-@MINUTES
 def test_it_becomes_another_version_while_a_task_runs_and_systemd_sees_no_restart(
     guest: Machine, main: Service
 ) -> None:
@@ -276,7 +214,6 @@ def _install(guest: Machine, version: str) -> None:
     guest.ok(f"sed -i 's/^__version__ = .*/__version__ = \"{version}\"/' {PROGRAM}/__init__.py")
 
 
-@MINUTES
 def test_killed_it_is_started_again_and_what_ran_runs_again(guest: Machine, main: Service) -> None:
     main.submit("held", until="/var/lib/dspy-supervisor/go")
     main.begun("/var/lib/dspy-supervisor/go")
@@ -288,7 +225,6 @@ def test_killed_it_is_started_again_and_what_ran_runs_again(guest: Machine, main
     assert main.record("held")["runner_result"]["pid"]
 
 
-@MINUTES
 def test_frozen_it_is_bitten_by_the_watchdog_and_started_again(guest: Machine, main: Service) -> None:
     guest.ok("mkdir -p /run/systemd/system/dspy-supervisor.service.d && printf '[Service]\\nWatchdogSec=10\\n' "
              "> /run/systemd/system/dspy-supervisor.service.d/90-test.conf && systemctl daemon-reload "
@@ -301,7 +237,6 @@ def test_frozen_it_is_bitten_by_the_watchdog_and_started_again(guest: Machine, m
     assert "watchdog" in guest.ok("journalctl -u dspy-supervisor | grep -i watchdog").lower()
 
 
-@MINUTES
 def test_a_stop_lets_running_tasks_end(guest: Machine, main: Service) -> None:
     main.submit("last", until="/var/lib/dspy-supervisor/end")
     main.begun("/var/lib/dspy-supervisor/end")
@@ -314,7 +249,6 @@ def test_a_stop_lets_running_tasks_end(guest: Machine, main: Service) -> None:
     assert guest.run("dspy-supervisor service status").code == 3
 
 
-@MINUTES
 def test_a_wrong_setting_ends_it_and_it_is_not_started_over_and_over(guest: Machine, main: Service) -> None:
     guest.ok("sed -i 's/^workers = 3/workers = \"many\"/' /etc/dspy-supervisor/config.toml")
     assert guest.run("systemctl start dspy-supervisor", 300).code != 0
@@ -325,7 +259,6 @@ def test_a_wrong_setting_ends_it_and_it_is_not_started_over_and_over(guest: Mach
     guest.ok("systemctl start dspy-supervisor", 300)
 
 
-@MINUTES
 def test_a_user_has_a_service_of_their_own_without_root(guest: Machine, own: Service) -> None:
     guest.ok("useradd --create-home --shell /bin/bash bob && loginctl enable-linger bob")
     own.ok(f"mkdir -p .config/dspy-supervisor && cp {ETC}/handlers.py .config/dspy-supervisor")
@@ -339,7 +272,6 @@ def test_a_user_has_a_service_of_their_own_without_root(guest: Machine, own: Ser
     assert guest.ok(f"ps -o user= {own.pid}").strip() == "bob"
 
 
-@MINUTES
 def test_a_users_service_is_reloaded_and_runs_a_task_in_a_group_of_its_own(guest: Machine, own: Service) -> None:
     before = own.pid
     own.ok(f"printf '{HANDLER}memory_bytes = \"192M\"\\n' >> {own.settings}")
@@ -352,7 +284,6 @@ def test_a_users_service_is_reloaded_and_runs_a_task_in_a_group_of_its_own(guest
     assert own.pid == before
 
 
-@MINUTES
 def test_a_stop_of_a_users_service_lets_running_tasks_end(guest: Machine, own: Service) -> None:
     gate = f"{HOME}/gate"
     own.submit("held", until=gate)
@@ -366,7 +297,6 @@ def test_a_stop_of_a_users_service_lets_running_tasks_end(guest: Machine, own: S
     assert own.shell("dspy-supervisor service status --user").code == 3
 
 
-@MINUTES
 def test_a_reboot_brings_it_back_with_what_it_had(guest: Machine, main: Service) -> None:
     guest.ok("rm -f /var/lib/dspy-supervisor/go*")
     main.submit("over", until="/var/lib/dspy-supervisor/go")
@@ -380,7 +310,6 @@ def test_a_reboot_brings_it_back_with_what_it_had(guest: Machine, main: Service)
     assert main.record("over")["status"] == "done"
 
 
-@MINUTES
 def test_a_reboot_brings_back_the_service_of_a_user_who_lingers(guest: Machine, own: Service) -> None:
     # Before the user logs in, which starts it too.
     until(lambda: guest.run("pgrep --uid bob --full 'dspy-supervisor start'").code == 0, "it is started", 300)
@@ -389,7 +318,6 @@ def test_a_reboot_brings_back_the_service_of_a_user_who_lingers(guest: Machine, 
     assert own.record("again")["status"] == "done"
 
 
-@MINUTES
 def test_a_users_service_is_removed_and_the_queue_stays(guest: Machine, own: Service) -> None:
     own.ok("dspy-supervisor service uninstall --user", 300)
     assert own.shell("systemctl --user cat dspy-supervisor").code != 0
@@ -397,7 +325,6 @@ def test_a_users_service_is_removed_and_the_queue_stays(guest: Machine, own: Ser
     assert guest.run(f"[ -e {own.queue}/done/mine.json ]").code == 0
 
 
-@MINUTES
 def test_after_a_power_cut_everything_acknowledged_is_there(guest: Machine, main: Service) -> None:
     guest.ok("runuser -u alice -- dspy-supervisor queue pause")
     lines = "\n".join(json.dumps({"id": f"p{n}", "payload": {"n": n}}) for n in range(200))
@@ -413,7 +340,6 @@ def test_after_a_power_cut_everything_acknowledged_is_there(guest: Machine, main
     assert guest.run("runuser -u alice -- dspy-supervisor queue fsck").code == 0
 
 
-@MINUTES
 def test_it_is_removed_and_the_queue_stays(guest: Machine) -> None:
     guest.ok("dspy-supervisor service uninstall", 300)
     assert guest.run("systemctl cat dspy-supervisor").code != 0
