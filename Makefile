@@ -37,6 +37,7 @@ faults: $(VENV)/.ready-dev
 # Minutes on a real cluster: random faults, outages, accidents, and a training over nodes (that one needs torch too).
 slurm-faults: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.rigs.slurm
+	$(BIN)/python -m tests.rigs.slurm --planted
 
 # Machines, services and supervisors that die while machines are rented, over real sshd: minutes.
 cloud: $(VENV)/.ready-dev

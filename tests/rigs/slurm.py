@@ -4,6 +4,7 @@
 
     python -m tests.rigs.slurm                    all of it, and a report
     python -m tests.rigs.slurm chaos --seed 7     one of SCENARIOS; the same seed plans the same faults
+    python -m tests.rigs.slurm --planted          the planted bugs, each of which must be found
 
 Needs Slurm (deploy/slurm/dev-cluster install); the trainings need torch in the same environment, and are left out without it.
 """
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..conftest import ROOT, Supervised, supervisors, until
 from ..slurm.bridge import Bridge
@@ -42,29 +43,29 @@ FAULTS = {
 }
 
 
-def chaos(bridge: Bridge, seed: int) -> str:
-    """200 submissions of which many go wrong, while the bridge is killed again and again."""
+def chaos(bridge: Bridge, seed: int, tasks: int = TASKS) -> str:
+    """Submissions of which many go wrong, while the bridge is killed again and again."""
     dice = random.Random(seed)
-    faults = dice.choices(list(FAULTS), list(FAULTS.values()), k=TASKS // 2)
+    faults = dice.choices(list(FAULTS), list(FAULTS.values()), k=tasks // 2)
     bridge.faults.plan(*faults)
     supervisor = bridge.carry(breaker_starts=1000)
-    for number in range(TASKS):
+    for number in range(tasks):
         bridge.shell(f"t{number}", f"sleep {dice.uniform(0, 1):.2f}", resources={"comment": f"t{number}"})  # no array
     kills = 0
-    while (submitted := bridge.faults.counts()["sbatch"]) < TASKS and kills < 20:
+    while (submitted := bridge.faults.counts()["sbatch"]) < tasks and kills < 20:
         wanted = submitted + dice.randint(2, 20)
         until(
-            lambda wanted=wanted: bridge.faults.counts()["sbatch"] >= wanted or bridge.ended() == TASKS,
+            lambda wanted=wanted: bridge.faults.counts()["sbatch"] >= wanted or bridge.ended() == tasks,
             "it submits",
             300.0,
         )  # type: ignore[misc]
         kills += _kill_bridge(bridge, supervisor, dice.uniform(0, 0.3))
-    bridge.drain(TASKS, 600.0)
+    bridge.drain(tasks, 600.0)
     bridge.check(drained=True)
     runs, jobs = bridge.runs(), bridge.jobs()
-    assert len(jobs) == TASKS, f"{len(jobs)} jobs for {TASKS} tasks"
-    assert len(runs) == len(set(runs)) == TASKS, f"{len(runs)} runs"
-    return f"{TASKS} tasks, {len(faults) - bridge.faults.left()} faults, {kills} kills of the bridge: {len(jobs)} jobs"
+    assert len(jobs) == tasks, f"{len(jobs)} jobs for {tasks} tasks"
+    assert len(runs) == len(set(runs)) == tasks, f"{len(runs)} runs"
+    return f"{tasks} tasks, {len(faults) - bridge.faults.left()} faults, {kills} kills of the bridge: {len(jobs)} jobs"
 
 
 def outage(bridge: Bridge, seed: int) -> str:
@@ -91,17 +92,17 @@ def outage(bridge: Bridge, seed: int) -> str:
     return f"10 tasks ended and 10 came in {time.monotonic() - gone:.0f} s: each ran once; {calls} calls in that minute"
 
 
-def accidents(bridge: Bridge, seed: int) -> str:
-    """200 tasks, while nodes lose power, daemons hang, die and come back."""
+def accidents(bridge: Bridge, seed: int, tasks: int = TASKS) -> str:
+    """Tasks, while nodes lose power, daemons hang, die and come back."""
     dice = random.Random(seed)
     cluster = bridge.cluster
-    for number in range(TASKS):
+    for number in range(tasks):
         bridge.shell(f"t{number}", f"sleep {dice.uniform(2, 10):.2f}", max_attempts=1)
     bridge.carry()
     happened = []
     names = [*cluster.nodes, *cluster.nodes[:2], "slurmctld", "slurmctld", "slurmdbd"]
-    until(lambda: len(bridge.runs()) > TASKS // 10, "they run", 120.0)
-    while bridge.ended() < TASKS and len(happened) < 15:
+    until(lambda: len(bridge.runs()) > tasks // 10, "they run", 120.0)
+    while bridge.ended() < tasks and len(happened) < 15:
         name, accident = dice.choice(names), dice.choice(["kill", "pause"])
         with contextlib.suppress(AssertionError):  # it is down already
             cluster.do(accident, name)
@@ -110,11 +111,11 @@ def accidents(bridge: Bridge, seed: int) -> str:
         if dice.random() < 0.7:
             cluster.do("heal")
     cluster.do("heal")
-    bridge.drain(TASKS, 500.0)
+    bridge.drain(tasks, 500.0)
     bridge.check(drained=True)
     runs = bridge.runs()
-    assert len({run[0] for run in runs}) == TASKS
-    return f"{TASKS} tasks, {', '.join(happened)}: all done, {len(runs) - TASKS} of them twice for dead nodes"
+    assert len({run[0] for run in runs}) == tasks
+    return f"{tasks} tasks, {', '.join(happened)}: all done, {len(runs) - tasks} of them twice for dead nodes"
 
 
 def amnesia(bridge: Bridge, seed: int) -> str:
@@ -192,47 +193,85 @@ def _kill_bridge(bridge: Bridge, supervisor: Supervised, after_s: float) -> int:
     return 0
 
 
-SCENARIOS: dict[str, Callable[[Bridge, int], str]] = {
-    one.__name__: one for one in (chaos, outage, accidents, amnesia, ddp)
-}
+SCENARIOS: dict[str, Callable[..., str]] = {one.__name__: one for one in (chaos, outage, accidents, amnesia, ddp)}
+
+
+#: planted bug: the scenario that must find it
+PLANTS = {"resubmits": "chaos", "forgets": "chaos", "charges": "accidents"}
+PLANTED_TASKS = 40
+
+
+class Planted(Bridge):
+    """A queue whose supervisors have a bug."""
+
+    plant = ""
+
+    def start(self, *options: str, **more: Any) -> Supervised:
+        """Start a supervisor with the bug."""
+        environ = more.pop("environ", {})
+        return super().start(
+            *options, program="tests.rigs.planted_bridge", environ=environ | {"PLANT": self.plant}, **more
+        )
 
 
 @contextlib.contextmanager
-def _bridge(cluster: DevCluster) -> Iterator[Bridge]:
+def _bridge(cluster: DevCluster, plant: str = "") -> Iterator[Bridge]:
     with tempfile.TemporaryDirectory(prefix="dspy-rig-") as name:
         folder = Path(name)
         with supervisors(folder) as start:
-            yield Bridge(folder, start, cluster, Faults(folder / "bin"))
+            made = (Planted if plant else Bridge)(folder, start, cluster, Faults(folder / "bin"))
+            if isinstance(made, Planted):
+                made.plant = plant
+            yield made
+
+
+class Row(NamedTuple):
+    """What came of one scenario."""
+
+    name: str
+    holds: bool
+    told: str
+    took_s: float
+    calls: dict[str, int]
+
+
+def play(cluster: DevCluster, name: str, seed: int, plant: str = "") -> Row:
+    """Play a scenario, with a planted bug or without."""
+    cluster.do("heal", "--cancel")
+    began = time.monotonic()
+    with _bridge(cluster, plant) as bridge:
+        holds = True
+        try:
+            told = SCENARIOS[name](bridge, seed, *([PLANTED_TASKS] if plant else []))
+        except AssertionError as error:
+            holds, told = False, " ".join(str(error).split("\n", maxsplit=1)[0].split())
+            for log in [] if plant else sorted(bridge.folder.glob("supervisor.*.log")):
+                print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
+        calls = dict(sorted(bridge.faults.counts().items()))
+    return Row(name, holds, told, time.monotonic() - began, calls)
 
 
 def main() -> int:
-    """Run what was asked for, and report; 1 where something does not hold."""
+    """Run what was asked for, and report; 1 where something does not hold, or a planted bug is not found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", nargs="*", metavar="scenario", help=", ".join(SCENARIOS), default=list(SCENARIOS))
+    parser.add_argument("--planted", action="store_true", help="the planted bugs instead")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
     if absent := missing():
         raise SystemExit(f"Slurm is not installed ({', '.join(absent)}): {ROOT}/deploy/slurm/dev-cluster install")
     failed = 0
-    rows: list[tuple[str, str, float, dict[str, Any]]] = []
+    pairs = [(scenario, plant) for plant, scenario in PLANTS.items()] if chosen.planted else []
+    print("| scenario | what was seen | time | calls |\n| --- | --- | --- | --- |")
     with dev_cluster() as cluster:
-        for name in chosen.scenario:
-            cluster.do("heal", "--cancel")
-            began = time.monotonic()
-            with _bridge(cluster) as bridge:
-                try:
-                    told = SCENARIOS[name](bridge, chosen.seed)
-                except AssertionError as error:
-                    failed += 1
-                    told = f"DOES NOT HOLD: {error}"
-                    for log in sorted(bridge.folder.glob("supervisor.*.log")):
-                        print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
-                calls = dict(sorted(bridge.faults.counts().items()))
-            rows.append((name, told, time.monotonic() - began, calls))
-            print(f"{name}: {told}", file=sys.stderr, flush=True)
-    print("\n| scenario | what was seen | time | calls |\n| --- | --- | --- | --- |")
-    for name, told, took_s, calls in rows:
-        print(f"| {name} | {told} | {took_s:.0f} s | {', '.join(f'{k} {v}' for k, v in calls.items())} |")
+        for name, plant in pairs or [(name, "") for name in chosen.scenario]:
+            row = play(cluster, name, chosen.seed, plant)
+            failed += row.holds == bool(plant)
+            verdict = "" if row.holds else "DOES NOT HOLD: "
+            if plant:
+                verdict = f"planted bug {plant}: {'NOT FOUND' if row.holds else 'found'}: "
+            calls = ", ".join(f"{command} {count}" for command, count in row.calls.items())
+            print(f"| {name} | {verdict}{row.told} | {row.took_s:.0f} s | {calls} |", flush=True)
     return int(failed > 0)
 
 
