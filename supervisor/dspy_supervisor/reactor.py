@@ -75,9 +75,9 @@ class Reactor:
         timeout = longest_s
         if self._timers:
             timeout = min(timeout, max(0.0, self._timers[0].when - time.monotonic()))
-        for descriptor, _ in self._epoll.poll(timeout):
-            callback = self._readers.get(descriptor)  # an earlier callback may have removed it
-            if callback is not None:
+        for descriptor, callback in [(number, self._readers.get(number)) for number, _ in self._epoll.poll(timeout)]:
+            # An earlier callback may have closed it, and what was opened since may have its number and hear nothing of this.
+            if callback is not None and self._readers.get(descriptor) is callback:
                 callback()
         now = time.monotonic()
         while self._timers and self._timers[0].when <= now:

@@ -21,7 +21,7 @@ from dspy_supervisor.schedule import Budget
 
 from ..conftest import Supervised, clean_environ, until
 from ..nvml import RTX_4090, Script
-from .rig import PLAY, Rig, events, workers
+from .rig import PLAY, Rig, events, is_alive, workers
 
 Write = Callable[..., None]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -168,12 +168,12 @@ def test_a_handler_that_cannot_work_is_refused_whole_and_nothing_changes(
     assert result(rig, "a3") == "mended"
 
 
-def rehearsals(one: Supervised) -> list[int]:
-    """The processes that only load handlers."""
+def rehearsals(one: Supervised, klass: str = "") -> list[int]:
+    """The processes that only load handlers; those of one class."""
     found = []
     for child in one.children():
         with contextlib.suppress(psutil.Error):  # gone meanwhile
-            if "rehearsal" in " ".join(child.cmdline()):
+            if f"{klass} rehearsal" in " ".join(child.cmdline()):
                 found.append(child.pid)
     return found
 
@@ -189,11 +189,11 @@ def test_handlers_that_take_long_to_load_hold_nothing_up(rig: Rig, write: Write,
     write({"handler": "slow:nofunc"})
     one.signal(signal.SIGHUP)
     assert result(rig, "a2") == "works"
-    first = until(lambda: rehearsals(one), "the handlers are loaded")
+    first = until(lambda: rehearsals(one, "cpu_short"), "the handlers are loaded")
     write({"handler": "slow:run"})  # in place of the one before
     with ThreadPoolExecutor() as threads:
         waits = threads.submit(cli, "config", "reload", *where)
-        until(lambda: set(rehearsals(one)) - {*first}, "the handlers of the next are loaded")
+        until(lambda: {*rehearsals(one, "cpu_short")} - {*first}, "the handlers of the next are loaded")
         assert result(rig, "a3") == "works"
         assert not waits.done() and not events(one, "reloaded", "reload_refused")
         write({"handler": "slow:run"}, max_depth=90)
@@ -205,6 +205,30 @@ def test_handlers_that_take_long_to_load_hold_nothing_up(rig: Rig, write: Write,
         assert last.result(30).stdout.startswith("applied: class.cpu_short.handler\n")
     until(lambda: result(rig, f"b{time.monotonic_ns()}") == "slow", "others take the place of the workers")
     assert not events(one, "reload_refused", "stray_left")
+
+
+@pytest.mark.parametrize("order", [("cpu_short", "cpu_long"), ("cpu_long", "cpu_short")], ids="-".join)
+def test_handlers_of_several_classes_that_are_loaded_at_one_moment_stop_nothing(
+    rig: Rig, write: Write, jobs: Path, order: tuple[str, str]
+) -> None:
+    """The ends of their processes are heard together, and the workers that follow have the numbers of what ended."""
+    write({"handler": "jobs:run"})
+    one = start(rig, "--workers", "cpu_long=1", handlers={"cpu_long": "jobs:run"}, workers=1)
+    assert result(rig, "a1") == "works"
+    wait = "import os, sys, time\nname = open('/proc/self/cmdline').read().split()[1]\n"
+    wait += f"while not os.path.exists({str(rig.folder)!r} + '/' + name):\n    time.sleep(0.01)\n"
+    jobs.write_text(f"{wait}def run(task):\n    return 'mended'\n")
+    write({"handler": "jobs:run"}, total_limit=7)
+    one.signal(signal.SIGHUP)
+    both = until(lambda: found if len(found := rehearsals(one)) == 2 else None, "both classes load their handlers")
+    one.signal(signal.SIGSTOP)
+    for left, name in ((1, order[0]), (0, order[1])):
+        (rig.folder / name).touch()
+        until(lambda left=left: sum(map(is_alive, both)) == left, f"{name} is loaded")  # type: ignore[misc]
+    one.signal(signal.SIGCONT)
+    until(lambda: events(one, "reloaded"), "the reload is through")
+    until(lambda: result(rig, f"b{time.monotonic_ns()}") == "mended", "others take the place of the workers")
+    assert one.stop() == 0
 
 
 def test_a_class_that_failed_before_hinders_no_reload(rig: Rig, write: Write, jobs: Path) -> None:
