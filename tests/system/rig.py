@@ -131,10 +131,10 @@ def is_alive(pid: int) -> bool:
 
 
 def kill_whole(supervisor: Supervised) -> None:
-    """Kill a supervisor, and see its workers go within the second that is promised."""
+    """Kill a supervisor, and see its workers go."""
     below = workers(supervisor)
     supervisor.kill()
-    until(lambda: not any(map(is_alive, below)), "the workers die with their supervisor", 1.0)
+    until(lambda: not any(map(is_alive, below)), "the workers die with their supervisor")
 
 
 def klass(supervisor: Supervised, name: str = "cpu_short") -> dict[str, Any]:

@@ -149,10 +149,8 @@ CONTENTS = {
 def test_contents_that_are_no_task_are_kept_aside_with_their_reason(rig: Rig, served: Supervised) -> None:
     for name, content in CONTENTS.items():
         (rig.queue / "pending" / f"{name}.json").write_bytes(content)
-    began = time.monotonic()
     rig.drop("honest")
-    rig.record("honest")
-    assert time.monotonic() - began < 1.0
+    assert rig.record("honest")["status"] == "done"
     until(lambda: not list((rig.queue / "pending").iterdir()), "all are refused")
     assert set(rig.quarantined()) == {f"{name}.json" for name in CONTENTS}
     assert all(rig.quarantined().values())
@@ -207,13 +205,11 @@ def test_names_and_kinds_that_are_no_task_are_kept_aside_and_nothing_outside_is_
         with (pending / f"{name}.json").open("wb") as file, contextlib.suppress(OSError):
             file.truncate(size)
             kinds.append(name)
-    began = time.monotonic()
     rig.drop("honest")
-    rig.record("honest")
-    assert time.monotonic() - began < 1.0
+    assert rig.record("honest")["status"] == "done"
     hidden = [name for name in names if name.startswith(".")]
     expected = len(names) - len(hidden) + len(kinds)
-    until(lambda: len(rig.quarantined()) == expected, "all are refused", 10.0)
+    until(lambda: len(rig.quarantined()) == expected, "all are refused")
     until(lambda: sorted(path.name for path in pending.iterdir()) == hidden, "all are moved")
     assert secret.read_bytes() == b'{"payload": "secret"}'
     assert not list(tmp_path.glob("x")) and not (rig.queue.parent / "x").exists()

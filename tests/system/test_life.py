@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -86,7 +85,7 @@ def test_a_killed_supervisor_takes_workers_and_their_commands_with_it(rig: Rig, 
     )
     pid = int(until(lambda: mark.exists() and mark.read_text(), "the command runs"))
     kill_whole(supervisor)
-    until(lambda: not is_alive(pid), "the command dies with its worker", 1.0)
+    until(lambda: not is_alive(pid), "the command dies with its worker")
     rig.start(settings={"kinds": "echo,command"}, workers=1)
     until(lambda: rig.claims() == ["slow~1x0.json"], "it runs again, and it was not its own fault")
 
@@ -106,7 +105,7 @@ def test_what_a_task_started_in_a_session_of_its_own_goes_too_also_without_the_g
             rig.start()
         else:
             supervisor.kill()
-        until(lambda pid=pid: not is_alive(pid), "the grandchild is gone", 1.0 if not number else 5.0)
+        until(lambda pid=pid: not is_alive(pid), "the grandchild is gone")
 
 
 def test_a_guard_that_is_killed_is_replaced_and_one_that_is_not_needed_ends(rig: Rig) -> None:
@@ -119,15 +118,13 @@ def test_a_guard_that_is_killed_is_replaced_and_one_that_is_not_needed_ends(rig:
 
 
 def test_only_the_task_of_a_killed_worker_is_charged(rig: Rig) -> None:
-    supervisor = rig.start()
+    supervisor = rig.start(settings={"sweep_s": 600})
     gates = [rig.gate("first"), rig.gate("second")]
     for gate in gates:
         gate.wait()
     victim = next(int(line.split()[2]) for line in rig.log.read_text().splitlines() if line.startswith("first"))
     os.kill(victim, signal.SIGKILL)
-    killed_at = time.monotonic()
     until(lambda: runs(rig.log)["first"] == 2, "it runs again")
-    assert time.monotonic() - killed_at < 1.0
     for gate in gates:
         gate.open()
     first = rig.record("first")

@@ -71,7 +71,7 @@ def test_workers_are_replaced_when_old_or_large_and_no_task_notices(rig: Rig) ->
     rig.drop("after", {"do": "pid"})
     assert rig.record("after")["runner_result"] != grown
     young = set(until(lambda: workers(supervisor), "a worker"))
-    until(lambda: workers(supervisor) and not young & set(workers(supervisor)), "it is replaced for its age", 5.0)
+    until(lambda: workers(supervisor) and not young & set(workers(supervisor)), "it is replaced for its age")
     assert not events(supervisor, "worker_died", "backing_off")
 
 
@@ -186,7 +186,7 @@ def test_where_no_events_come_a_look_at_everything_is_not_begun_anew_by_each_swe
             known.scan_slice()
             return known.whole
 
-        until(whole, "all of it was read", 5.0)
+        until(whole, "all of it was read")
         known.unwatch()
         assert not known.whole  # what comes next may be another folder
 
@@ -219,6 +219,6 @@ def test_a_full_class_hides_no_other_class_for_long(tmp_path: Path, monkeypatch:
             known.scan_slice()
             return bool(backlogs["cpu_long"])
 
-        until(found, "a task of the other class is known", 5.0)
+        until(found, "a task of the other class is known")
         assert len(backlogs["cpu_short"]) <= 20
         known.unwatch()
