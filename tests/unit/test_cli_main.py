@@ -209,7 +209,12 @@ def lock(run, monkeypatch):
         monkeypatch.setenv("ENV_QUEUE_DIR", str(path))
         with Layout.open(path, create=True, durability="none"):
             pass
-        run("submit", "1")  # what is imported late may lie where another user can't read
+        settings = [Path(folder, "dspy-supervisor.toml"), Path(folder, ".env")]
+        for one in settings:
+            one.touch()
+        run("submit", "1")  # what is imported late, also to read these, may lie where another user can't read
+        for one in settings:
+            one.unlink()
 
         def lock(name, mode):
             (path / name).chmod(mode)
