@@ -54,6 +54,17 @@ def test_what_only_has_the_number_of_a_daemon_is_not_ended(cluster: DevCluster) 
         stranger.communicate(b"\n")
 
 
+def test_its_database_leaves_the_temporary_tables_of_others_alone(cluster: DevCluster) -> None:
+    descriptor, name = tempfile.mkstemp(dir="/tmp", prefix="#sql-temptable-")
+    os.close(descriptor)
+    try:
+        cluster.do("kill", "mariadbd")
+        cluster.do("start", "mariadbd")
+        assert os.path.exists(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
 def test_a_folder_that_others_can_write_to_is_refused() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # short, as dev-cluster wants it
         os.chmod(folder, 0o777)

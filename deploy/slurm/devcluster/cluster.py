@@ -139,17 +139,17 @@ class Cluster:
 
     def _mariadbd(self) -> list[str]:
         data = self.folder / "db"
+        # As it starts it removes all temporary tables that lie in its tmpdir: in /tmp those of other databases too.
+        own = ["--no-defaults", f"--user={user_name()}", f"--datadir={data}", f"--tmpdir={self.folder}/tmp"]
         if not (data / "mysql").exists():
             shutil.rmtree(data, ignore_errors=True)
             made = subprocess.run(
                 [
                     "mariadb-install-db",
-                    "--no-defaults",
-                    f"--datadir={data}",
+                    *own,
                     "--skip-test-db",
                     "--auth-root-authentication-method=socket",
                     f"--auth-root-socket-user={user_name()}",
-                    f"--user={user_name()}",
                 ],
                 capture_output=True,
                 text=True,
@@ -160,9 +160,7 @@ class Cluster:
                 raise SystemExit(f"dev-cluster: mariadb-install-db failed:\n{made.stdout}{made.stderr}")
         return [
             "mariadbd",
-            "--no-defaults",
-            f"--user={user_name()}",
-            f"--datadir={data}",
+            *own,
             f"--socket={self.folder}/run/mariadb.sock",
             f"--pid-file={self.folder}/run/mariadbd.own.pid",
             "--skip-networking",
@@ -250,7 +248,7 @@ class Cluster:
         wait_until(ready, "all nodes take jobs", START_S)
 
     def _make_folders(self) -> None:
-        for name in ("run", "log", "state", "spool", "db", "dev"):
+        for name in ("run", "log", "state", "spool", "db", "dev", "tmp"):
             (self.folder / name).mkdir(exist_ok=True)
 
     def _remove_cgroups(self, name: str) -> None:
