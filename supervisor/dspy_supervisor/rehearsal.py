@@ -67,7 +67,8 @@ class Rehearsal:
     def listen(self, reactor: Reactor, then: Callable[[], object]) -> None:
         """Call when it is over, once."""
         self._reactor = reactor
-        self._timer = reactor.call_later(self._until - time.monotonic(), partial(self._over, then))
+        longest_s = self._until - time.monotonic() if self._parts else 0.0  # with no class to try it is over already
+        self._timer = reactor.call_later(longest_s, partial(self._over, then))
         for part in self._parts.values():
             reactor.add(part.pidfd, partial(self._ended, reactor, part, then))
 

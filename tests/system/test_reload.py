@@ -100,6 +100,13 @@ def test_without_a_policy_the_limit_is_that_of_the_workers_again(rig: Rig, write
     assert "controller" not in one.status()["services"]
 
 
+def test_a_supervisor_without_workers_of_its_own_takes_new_settings_too(rig: Rig, write: Write) -> None:
+    write()
+    one = start(rig, workers=0)
+    write(total_limit=6)
+    assert one.ask("reload")["applied"] == ["total_limit"]
+
+
 def test_a_bad_configuration_is_refused_whole(rig: Rig, write: Write) -> None:
     write(total_limit=5)
     one = start(rig)

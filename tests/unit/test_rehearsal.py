@@ -56,6 +56,15 @@ def test_a_class_without_workers_is_not_tried(config, tmp_path):
     assert one.pids == set() and one.wait() and one.end() == {}
 
 
+def test_where_no_class_has_workers_a_loop_hears_of_the_end_at_once(config, tmp_path):
+    heard = []
+    with Reactor() as reactor:
+        one = Rehearsal(config(gpu_slurm={"handler": "no_such:run"}), tmp_path, "node")
+        one.listen(reactor, lambda: heard.append(one.end()))
+        reactor.run_once(0.0)
+    assert heard == [{}]
+
+
 def test_what_hangs_is_ended_in_its_time(config, tmp_path, monkeypatch):
     monkeypatch.setattr(rehearsal, "LONGEST_S", 0.3)
     assert rehearse(config(cpu_short={"handler": "hung_jobs:run"}), tmp_path) == {
