@@ -39,9 +39,10 @@ slurm-faults: $(VENV)/.ready-dev
 	$(BIN)/python -m tests.rigs.slurm
 	$(BIN)/python -m tests.rigs.slurm --planted
 
-# Machines, services and supervisors that die while machines are rented, over real sshd: minutes.
+# Machines, services and supervisors that die while machines are rented, over real sshd; then with planted bugs: ten minutes.
 cloud: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -v tests/cloud/life.py
+	$(BIN)/python -m tests.rigs.cloud
 
 # A machine of its own under qemu, with systemd: 15 minutes; needs root, qemu-system-x86, debootstrap and Python 3.11.
 guest: $(VENV)/.ready-dev

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ def cloud(account: FakePrime, tmp_path: Path) -> Iterator[Cloud]:
             handlers = more.pop("handlers", {"cpu_long": "tests.cloud.handlers:note"})
             environ = {"PRIME_API_KEY": KEY}
             options = more.pop("options", ("--workers", "cpu_long=0", "--workers", "cpu_short=0"))
-            return start(*options, handlers=handlers, settings=every | more, environ=environ)
+            program = "tests.rigs.planted_cloud" if "PLANT" in os.environ else "dspy_supervisor"
+            return start(*options, handlers=handlers, settings=every | more, environ=environ, program=program)
 
         yield Cloud(account, booted, begin, every, tmp_path)
     for process in wardens(tmp_path):  # of supervisors that were killed at the end

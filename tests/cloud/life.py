@@ -15,6 +15,7 @@ from tests.cloud.conftest import put, wardens
 from tests.cloud.machine import Machine
 from tests.conftest import until
 
+pytestmark = pytest.mark.timeout(300)
 LONG_S = 90
 
 
