@@ -44,9 +44,10 @@ cloud: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -v tests/cloud/life.py
 	$(BIN)/python -m tests.rigs.cloud
 
-# A machine of its own under qemu, with systemd: 15 minutes; needs root, qemu-system-x86, debootstrap and Python 3.11.
+# A machine of its own under qemu, with systemd, then with planted bugs: 30 minutes; needs root, qemu-system-x86, debootstrap and Python 3.11.
 guest: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -v tests/guest/systemd.py tests/guest/slurm.py
+	$(BIN)/python -m pytest -v tests/guest/planted.py
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest bench --benchmark-only

@@ -13,6 +13,8 @@ from ..nvml import RTX_4090, SONAME, Script, compile_library
 from .image import build
 from .machine import Machine
 
+pytest.register_assert_rewrite("tests.guest.systemd")  # planted.py reads why its tests fail
+
 
 @pytest.fixture(scope="session")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:

@@ -253,7 +253,7 @@ def test_a_wrong_setting_ends_it_and_it_is_not_started_over_and_over(guest: Mach
     guest.ok("sed -i 's/^workers = 3/workers = \"many\"/' /etc/dspy-supervisor/config.toml")
     assert guest.run("systemctl start dspy-supervisor", 300).code != 0
     main.wait_for("ActiveState", "failed")
-    assert main.show("ExecMainStatus") == "78"
+    assert (main.show("ExecMainStatus"), main.show("NRestarts")) == ("78", "0")
     assert "many" in guest.ok("journalctl -u dspy-supervisor -n 20")
     guest.ok("sed -i 's/^workers = \"many\"/workers = 2/' /etc/dspy-supervisor/config.toml")
     guest.ok("systemctl start dspy-supervisor", 300)
